@@ -1,0 +1,74 @@
+"""Small sources and preprocesses for the tests of the pipeline; importable by worker processes."""
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+
+from vlmax.data.example import BadRecord, Example, Feature
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Record i has key `i`; those in `damaged` cannot be read, those in `undecodable` not preprocessed."""
+
+    count: int = 1000
+    name: str = "numbers"
+    damaged: frozenset[int] = frozenset()
+    undecodable: frozenset[int] = frozenset()
+    missing: bool = False
+
+    def open(self):
+        return NumbersReader(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class NumbersReader:
+    config: Numbers
+
+    def __len__(self):
+        return self.config.count
+
+    def __getitem__(self, index):
+        if index in self.config.damaged:
+            error = BadRecord("cannot be read")
+            error.key = str(index)
+            raise error
+        text = "undecodable" if index in self.config.undecodable else "fine"
+        return Example(str(index), None, (text,), {"index": index})
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Features: the record's index, a random number, and a count of even records."""
+
+    width: int = 1
+
+    def features(self):
+        return {"index": Feature((), "int32"), "noise": Feature((self.width,), "float32")}
+
+    def __call__(self, example, rng):
+        if example.texts[0] == "undecodable":
+            raise BadRecord("cannot be decoded")
+        index = example.fields["index"]
+        noise = rng.random(self.width).astype(np.float32)
+        return {"index": np.int32(index), "noise": noise, "count/even": np.int32(index % 2 == 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing:
+    """Has a bug at one record, or dies there."""
+
+    at: int
+    how: str = "raise"
+
+    def features(self):
+        return {"index": Feature((), "int32")}
+
+    def __call__(self, example, rng):
+        if example.fields["index"] == self.at:
+            if self.how == "raise":
+                raise KeyError("a bug in the preprocess")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"index": np.int32(example.fields["index"])}

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.shared import REPOSITORY, shared
+from vlmax.data.sources.shapes import Shapes
+from vlmax.data.tokenizers import (
+    ClipBpe,
+    SentencePiece,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerJson,
+    TrainedBpe,
+    clip_clean,
+    to_fixed,
+    train_bpe,
+)
+from vlmax.errors import InputError
+
+TEXTS = ["a red circle", "two small blue squares on a white background", "a Green star left of a red cross"]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> list[dict]:
+    lines = shared("data", "reference", "tokenizer_vectors", "vectors.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Tokenizer:
+    return ClipBpe(str(shared("data", "tokenizers", "clip", "bpe_simple_vocab_16e6.txt.gz"))).open()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return TrainedBpe(Shapes(), examples=200).open()
+
+
+def test_clip_gives_the_reference_ids(clip, vectors):
+    assert len(vectors) == 140
+    wrong = [v["text"] for v in vectors if [clip.bos, *clip.encode(v["text"]), clip.eos] != v["clip"]]
+    assert wrong == []
+    assert (clip.vocab_size, clip.pad_id, clip.bos, clip.eos) == (49408, 0, 49406, 49407)
+
+
+def test_clip_cleans_as_the_reference_does(clip):
+    assert clip_clean("  A\u00a0Dog \n&amp;amp; a&nbsp;CAT\t") == "a dog & a cat"
+    assert clip_clean("schÃ¶n") == "schön"  # an encoding broken once
+    assert clip.encode("It's  A dog!") == clip.encode("it's a dog!")
+    assert clip.encode("") == [] == clip.encode(" \n")
+    assert clip.encode("<|endoftext|>") == [clip.eos]
+
+
+@given(text=st.text(max_size=60))
+@settings(deadline=None)
+def test_clip_takes_any_text(clip, text):
+    ids = clip.encode(text)
+    assert all(0 <= i < 49408 for i in ids)
+    assert clip.decode(ids).replace(" ", "") == "".join(clip_clean(text).split()) or "<|" in text
+
+
+@pytest.mark.parametrize("name,path,options", [
+    ("t5", "t5/spiece.model", {}), ("c4_32k", "sentencepiece-c4-32k/bpe_32k_c4.model", {"pad": 1}),
+])  # fmt: skip
+def test_sentencepiece_gives_the_reference_ids(name, path, options, vectors):
+    tokenizer = SentencePiece(str(shared("data", "tokenizers", *path.split("/"))), **options).open()
+    assert [tokenizer.encode(v["text"]) for v in vectors] == [v[name] for v in vectors]
+    assert tokenizer.vocab_size == 32000 and tokenizer.pad_id == options.get("pad", 0) and tokenizer.eos == 1
+    assert tokenizer.decode([*tokenizer.encode("a green tree"), 1, 0, 0]) == "a green tree"
+
+
+def test_clip_decodes_up_to_the_end(clip):
+    row, _ = to_fixed(clip.encode("A dog, on the beach"), 77, clip.pad_id, clip.bos, clip.eos)
+    assert clip.decode(row) == "a dog , on the beach"
+
+
+def test_trained_marks_are_the_highest_ids(trained):
+    assert (trained.vocab_size, trained.pad_id, trained.bos, trained.eos) == (512, 509, 510, 511)
+    for text in (*TEXTS, "日本語 🎉 \x00"):
+        assert max(trained.encode(text)) < trained.pad_id
+        assert trained.decode(trained.encode(text)) == text.lower()
+    assert trained.encode("A Red Circle") == trained.encode("a red circle")
+
+
+def test_trained_words_of_the_world_are_single_ids(trained):
+    assert len(trained.encode("a small green star on a black background")) <= 12
+
+
+def test_training_is_the_same_in_another_process_and_order(trained, tmp_path):
+    code = (
+        "from vlmax.data.tokenizers import TrainedBpe; from vlmax.data.sources.shapes import Shapes;"
+        "print(TrainedBpe(Shapes(), examples=200).open().fast.to_str())"
+    )
+    environment = {"RAYON_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert other.stdout.strip() == trained.fast.to_str()
+    train_bpe(TEXTS * 3, 300, tmp_path / "a.json")
+    train_bpe(TEXTS[::-1] * 3, 300, tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+
+
+@given(st.lists(st.text(max_size=20), min_size=1).filter(lambda t: any(x.strip() for x in t)), st.integers(259, 400))
+@settings(deadline=None)
+def test_any_training_text_can_be_encoded(texts, vocab_size):
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_bpe(texts, vocab_size, Path(folder) / "t.json").open()
+    assert tokenizer.vocab_size == vocab_size and tokenizer.eos == vocab_size - 1
+    for text in texts:
+        assert all(0 <= i < vocab_size - 3 or "<" in text for i in tokenizer.encode(text))
+
+
+def test_tokenizer_json_opens_what_training_wrote(tmp_path, trained):
+    config = train_bpe(TEXTS, 300, tmp_path / "tokenizer.json")
+    assert config == TokenizerJson(str(tmp_path / "tokenizer.json"), "<pad>", "<bos>", "<eos>")
+    tokenizer = config.open()
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.bos, tokenizer.eos) == (300, 297, 298, 299)
+    assert tokenizer.decode([298, *tokenizer.encode("a red star"), 299, 297, 297]) == "a red star"
+    without = TokenizerJson(config.path, "<pad>").open()
+    assert without.bos is None and without.eos is None
+
+
+def test_tokenizers_are_picklable(clip, trained):
+    for tokenizer in (clip, trained, SentencePiece(str(shared("data", "tokenizers", "t5", "spiece.model"))).open()):
+        again = pickle.loads(pickle.dumps(tokenizer))
+        assert isinstance(again, Tokenizer)
+        assert again.encode("a red circle") == tokenizer.encode("a red circle")
+        assert again.vocab_size == tokenizer.vocab_size
+
+
+@given(
+    st.lists(st.integers(3, 99), max_size=30),
+    st.integers(2, 20),
+    st.sampled_from([None, 1]),
+    st.sampled_from([None, 2]),
+)
+def test_to_fixed_keeps_the_marks_and_says_what_was_cut(ids, length, bos, eos):
+    row, cut = to_fixed(ids, length, 0, bos, eos)
+    assert row.dtype == np.int32 and row.shape == (length,)
+    room = length - (bos is not None) - (eos is not None)
+    assert cut == (len(ids) > room)
+    kept = [i for i in row.tolist() if i > 2]
+    assert kept == ids[:room]
+    assert bos is None or row[0] == bos
+    filled = len(kept) + (bos is not None) + (eos is not None)
+    assert eos is None or row[filled - 1] == eos
+    assert (row[filled:] == 0).all()
+
+
+def test_to_fixed_without_room_is_refused():
+    assert to_fixed([], 2, 0, 1, 2)[0].tolist() == [1, 2]
+    with pytest.raises(InputError, match="no room"):
+        to_fixed([5], 1, 0, 1, 2)
+
+
+@pytest.mark.parametrize("config,field", [
+    (ClipBpe("no/such/file.gz"), "ClipBpe.path"),
+    (SentencePiece("no/such/file.model"), "SentencePiece.path"),
+    (TokenizerJson("no/such/tokenizer.json", "<pad>"), "TokenizerJson.path"),
+])  # fmt: skip
+def test_a_missing_file_is_named(config, field):
+    assert isinstance(config, TokenizerConfig)
+    with pytest.raises(InputError) as error:
+        config.open()
+    assert config.path in str(error.value) and field in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", gzip.compress(b"one\ntwo three\n"), gzip.compress(b"\xff\xfe")])
+def test_another_file_is_refused(content, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for config in (ClipBpe(str(path)), SentencePiece(str(path)), TokenizerJson(str(path), "<pad>")):
+        with pytest.raises(InputError, match="it is not"):
+            config.open()
+
+
+def test_a_token_or_padding_that_is_not_there_is_named(tmp_path):
+    config = train_bpe(TEXTS, 300, tmp_path / "t.json")
+    with pytest.raises(InputError, match=r"'<eso>'.*'<eos>'.*TokenizerJson.eos"):
+        TokenizerJson(config.path, "<pad>", eos="<eso>").open()
+    with pytest.raises(InputError, match=r"SentencePiece.pad"):
+        SentencePiece(str(shared("data", "tokenizers", "t5", "spiece.model")), pad=32000).open()
+
+
+def test_training_needs_texts_and_room():
+    with pytest.raises(InputError, match="at least 259"):
+        TrainedBpe(Shapes(), examples=5, vocab_size=258).open()
+    with pytest.raises(InputError, match="no text"):
+        TrainedBpe(Shapes(), examples=0).open()

@@ -1,0 +1,1 @@
+"""From records to sharded batches: sources, images, tokenizers, the pipeline."""

@@ -1,0 +1,1 @@
+"""Sources: random access to raw image-text records, one file a format."""

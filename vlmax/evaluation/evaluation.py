@@ -1,0 +1,59 @@
+"""What an evaluation is given and what it gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int32, UInt8
+
+from vlmax.data.batches import BatchInfo
+from vlmax.data.example import Preprocess
+
+
+def _nothing(info: BatchInfo) -> None:
+    """Records nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The model as it stands, and how it is fed. The same on every process."""
+
+    mesh: Mesh
+    """Batches are sharded over its `data` and `fsdp` axes."""
+    embed_images: Callable[[UInt8[Array, "B height width 3"]], Float[Array, "B D"]]
+    """Normalised features of a global, sharded batch of images; jitted, with the weights bound as arguments."""
+    embed_texts: Callable[[Int32[Array, "B T"]], Float[Array, "B D"]]
+    """Normalised features of a global, sharded batch of tokens."""
+    image: Preprocess
+    """The deterministic transform of evaluation; its feature `image` is used."""
+    tokenize: Callable[[Sequence[str]], Int32[np.ndarray, "n T"]]
+    """Texts to tokens, padded to the model's context; picklable."""
+    log: Callable[[str], None] = print
+    """Prints a line for the user."""
+    record: Callable[[BatchInfo], object] = _nothing
+    """Is given what is known beside each batch on this process, such as its damaged records."""
+    workers: int = 0
+    """Processes of each host that read and decode; 0: one thread of this one."""
+    threads: int = 1
+    """Threads in each of them."""
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """A frozen configuration of one evaluation, what an experiment holds; no two of one experiment share a name."""
+
+    if TYPE_CHECKING:  # command-line overrides narrow a field by its protocol's methods: no others at run time
+
+        @property
+        def name(self) -> str:
+            """What its scores are called: `eval/<name>/<score>`."""
+            ...
+
+    def run(self, context: Context) -> dict[str, float]:
+        """The scores by their full names, the same on every process. All processes must call it together."""
+        ...

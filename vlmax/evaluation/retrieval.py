@@ -1,0 +1,109 @@
+"""Retrieval both ways: each picture's captions among all captions, each caption's picture among all pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int32
+
+from vlmax.data.example import BadRecord, Example, Feature, Features, Preprocess, Source
+from vlmax.errors import InputError
+from vlmax.evaluation import features
+from vlmax.evaluation.evaluation import Context
+from vlmax.evaluation.limit import first
+from vlmax.evaluation.ranking import ranks, recall
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Scores `image_to_text_r1`, `_r5`, `_r10` and `text_to_image_r1`, ... (0 to 1); `images` and `texts` are counts.
+
+    Image to text goes by the best placed of the picture's own captions, text to image by the caption's one picture.
+    Exactly equal scores stand in random order and the expected share is given (`ranking.recall`). Two pictures with one
+    and the same caption cannot both be found by it: a test set should have distinct captions.
+    """
+
+    source: Source
+    """Pictures, each with its captions."""
+    name: str = "retrieval"
+    """Names the scores: `eval/<name>/image_to_text_r1`."""
+    captions: int = 5
+    """The most captions of one picture that are read; further ones are left out, and their number is told."""
+    prompt: str = "{}"
+    """How a caption is put to the model, e.g. `a photo of {}` as in CLIP, appendix E.1."""
+    batch_size: int = 256
+    """Pictures embedded at once over all devices, and captions likewise."""
+    limit: int | None = None
+    """Only the first so many pictures; None for all."""
+
+    def run(self, context: Context) -> dict[str, float]:
+        """The scores by their full names; raises `InputError` for sizes or a prompt that do not fit."""
+        where = f"evaluation {self.name!r}"
+        if self.captions < 1 or self.prompt.count("{}") != 1:
+            raise InputError(
+                f"{where}: captions is {self.captions} and prompt {self.prompt!r}; read at least 1 caption, and "
+                "give the prompt one {} for it"
+            )
+        captioned = CaptionedImage(context.image, context.tokenize, self.captions, self.prompt)
+
+        def embed(batch: features.Arrays) -> features.Arrays:
+            texts = [context.embed_texts(tokens) for tokens in _apart(batch["text"])]
+            named = {f"text{i}": text for i, text in enumerate(texts)}
+            return {"image": context.embed_images(batch["image"]), "captions": batch["captions"], **named}
+
+        source = first(self.source, self.limit, where)
+        found = features.source_features(context, self.name, source, captioned, self.batch_size, embed)
+        left_out = int(np.maximum(found["captions"] - self.captions, 0).sum())
+        if left_out:
+            context.log(f"{where}: {left_out} captions beyond their picture's first {self.captions} are not scored")
+        images, each = found["image"], np.minimum(found["captions"], self.captions)
+        real = np.arange(self.captions) < each[:, None]
+        texts = np.stack([found[f"text{i}"] for i in range(self.captions)], axis=1)[real]
+        features.warn_not_finite(context, self.name, images=images, texts=texts)
+        ids = np.arange(len(images))
+        owners = np.repeat(ids, each)
+        scores = {"images": float(len(images)), "texts": float(len(texts))}
+        for way, answer in {
+            "image_to_text": ranks(images, ids, texts, owners, context.mesh),
+            "text_to_image": ranks(texts, owners, images, ids, context.mesh),
+        }.items():
+            scores |= {f"{way}_r{k}": recall(*answer, k) for k in (1, 5, 10)}
+        return {f"eval/{self.name}/{score}": value for score, value in scores.items()}
+
+
+@jax.jit
+def _apart(texts: Int32[Array, "B captions T"]) -> tuple[Int32[Array, "B T"], ...]:
+    return tuple(texts[:, i] for i in range(texts.shape[1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedImage:
+    """A picture and its captions: `image`, `text` int32 `[most, T]`, and `captions` int32, how many it really has."""
+
+    image: Preprocess
+    tokenize: Callable[[Sequence[str]], Int32[np.ndarray, "n T"]]
+    most: int
+    prompt: str
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Features:
+        """Raises `BadRecord` where the picture is damaged or has no caption."""
+        if not example.texts:
+            raise BadRecord("no caption")
+        texts = example.texts[: self.most]
+        filled = texts + texts[:1] * (self.most - len(texts))
+        return {
+            "image": self.image(example, rng)["image"],
+            "text": self.tokenize([self.prompt.replace("{}", text) for text in filled]),
+            "captions": np.asarray(len(example.texts), np.int32),
+        }
+
+    def features(self) -> Mapping[str, Feature]:
+        """The names, shapes and dtypes that `__call__` gives."""
+        return {
+            "image": self.image.features()["image"],
+            "text": Feature((self.most, self.tokenize([""]).shape[1]), "int32"),
+            "captions": Feature((), "int32"),
+        }

@@ -1,0 +1,1 @@
+"""Encoders: an image or a text becomes tokens `[B, N, D]` and a pooled vector `[B, D]`."""

@@ -1,0 +1,1 @@
+"""Attention, norms, feed-forward, embeddings and the scanned transformer stack."""

@@ -1,0 +1,164 @@
+"""The one attention function and its structured mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from vlmax.models.layers.axes import constrain
+from vlmax.models.layers.dense import Dense
+from vlmax.models.layers.embeddings import apply_rotary
+
+# Finite, so that a row without any visible key has no NaN; such rows come out as zeros.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["prefix_length", "query_segments", "key_segments"],
+    meta_fields=["causal", "window"],
+)
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees: everything, narrowed by each of the fields. A pytree; `causal` and `window` are static.
+
+    Attributes:
+      causal: query i sees keys up to i; query and key lengths must be equal.
+      window: with `causal`, query i sees only the keys i - window + 1 .. i (Mistral).
+      prefix_length: with `causal`, `[B]`: the first keys of a row that all its queries see (prefix language model).
+      query_segments, key_segments: a query sees the keys of its own segment id: packed documents, padding.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    prefix_length: Int[Array, " B"] | None = None
+    query_segments: Int[Array, "B Tq"] | None = None
+    key_segments: Int[Array, "B Tk"] | None = None
+
+    def __post_init__(self):
+        if (self.query_segments is None) != (self.key_segments is None):
+            raise ValueError("mask: query_segments and key_segments go together; only one was given")
+        if not self.causal and (self.window is not None or self.prefix_length is not None):
+            raise ValueError("mask: window and prefix_length narrow a causal mask; set causal=True")
+        if self.window is not None and self.prefix_length is not None:
+            raise ValueError("mask: window and prefix_length do not go together")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"mask: window is {self.window}; a query sees at least itself, so 1 or more")
+
+    @classmethod
+    def padding(cls, key_valid: Bool[Array, "B Tk"], query_length: int) -> Mask:
+        """Every query sees the valid keys and no others."""
+        queries = jnp.ones((key_valid.shape[0], query_length), jnp.int32)
+        return cls(query_segments=queries, key_segments=key_valid.astype(jnp.int32))
+
+    def dense(self, query_length: int, key_length: int) -> Bool[Array, "B 1 Tq Tk"] | None:
+        """True where a query sees a key, with a leading dimension of 1 where all rows agree; None: all see all."""
+        if self.causal and query_length != key_length:
+            raise ValueError(f"mask: causal attention of {query_length} queries over {key_length} keys is not defined")
+        visible = None
+        if self.causal:
+            query, key = jnp.arange(query_length)[:, None], jnp.arange(key_length)[None, :]
+            visible = key <= query
+            if self.window is not None:
+                visible &= key > query - self.window
+            visible = visible[None, None]
+            if self.prefix_length is not None:
+                visible |= key < self.prefix_length[:, None, None, None]
+        if self.query_segments is not None and self.key_segments is not None:
+            same = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
+            visible = same if visible is None else visible & same
+        return visible
+
+
+def attention(
+    q: Float[Array, "B Tq H K"],
+    k: Float[Array, "B Tk Hkv K"],
+    v: Float[Array, "B Tk Hkv K"],
+    mask: Mask | None = None,
+    *,
+    bias: Float[Array, "#B #H #Tq #Tk"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B Tq H K"]:
+    """softmax(q k^T scale + bias) v with the softmax in float32; a query that sees no key gets zeros.
+
+    Each key head serves H / Hkv query heads in order (grouped queries). `scale` is K^-0.5 unless given.
+
+    Raises:
+      ValueError: H is no multiple of Hkv.
+    """
+    batch, query_length, heads, width = q.shape
+    key_length, groups = k.shape[1], k.shape[2]
+    if heads % groups:
+        raise ValueError(f"attention: {heads} query heads do not divide over {groups} key heads")
+    mask = Mask() if mask is None else mask
+    q = constrain(q, "batch", "tokens", "act_heads", "act_head_dim")
+    # Every query needs all keys: with tokens spread over devices the keys are gathered, the queries stay.
+    k = constrain(k, "batch", None, "act_kv_heads", "act_head_dim")
+    v = constrain(v, "batch", None, "act_kv_heads", "act_head_dim")
+
+    q = (q * (width**-0.5 if scale is None else scale)).reshape(batch, query_length, groups, heads // groups, width)
+    scores = jnp.einsum("bqgrk,bsgk->bgrqs", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        shape = (bias.shape[0], groups, heads // groups) if bias.shape[1] > 1 else (bias.shape[0], 1, 1)
+        scores = scores + bias.reshape(*shape, *bias.shape[2:])
+    visible = mask.dense(query_length, key_length)
+    if visible is not None:
+        scores = jnp.where(visible[:, :, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if visible is not None and mask.query_segments is not None:
+        weights = jnp.where(visible[:, :, None], weights, 0.0)
+    out = jnp.einsum("bgrqs,bsgk->bqgrk", weights.astype(v.dtype), v)
+    return constrain(out.reshape(batch, query_length, heads, width), "batch", "tokens", "act_heads", "act_head_dim")
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its four projections; `kv_heads` fewer than `heads` makes it grouped."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_init: Initializer
+    out_init: Initializer
+    qkv_bias: bool = True
+    out_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B Tq D"],
+        context: Float[Array, "B Tk C"] | None = None,
+        mask: Mask | None = None,
+        rotary: tuple[Float[Array, "#B Tq R"], Float[Array, "#B Tq R"]] | None = None,
+    ) -> Float[Array, "B Tq D"]:
+        """Attends from `x` to `context`, or to itself without one; `rotary` is (cos, sin) for queries and keys."""
+
+        def dense(name, heads, axis):
+            features, axes = (heads, self.head_dim), (axis, "head_dim")
+            init, bias = self.qkv_init, self.qkv_bias
+            return Dense(features, ("embed",), axes, init, use_bias=bias, dtype=self.dtype, name=name)
+
+        context = x if context is None else context
+        q = dense("query", self.heads, "heads")(x)
+        k = dense("key", self.kv_heads, "kv_heads")(context)
+        v = dense("value", self.kv_heads, "kv_heads")(context)
+        if rotary is not None:
+            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        out = attention(q, k, v, mask)
+        project = Dense(
+            (x.shape[-1],),
+            ("heads", "head_dim"),
+            ("embed",),
+            self.out_init,
+            use_bias=self.out_bias,
+            dtype=self.dtype,
+            name="out",
+        )
+        return project(out)

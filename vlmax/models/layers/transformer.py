@@ -1,0 +1,272 @@
+"""The transformer stack that every encoder and decoder is made of: one layer, scanned.
+
+It covers ViT, CLIP's and SigLIP's text, BERT (post-norm, cross-attention), GPT-2, OPT and LLaMA (RMS norm, gated MLP,
+rotary positions, grouped queries). Embeddings, the final norm and heads belong to the model around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vlmax.errors import InputError
+from vlmax.models.layers.attention import Attention, Mask
+from vlmax.models.layers.axes import constrain
+from vlmax.models.layers.embeddings import Rotary
+from vlmax.models.layers.mlp import MLP, Activation
+from vlmax.models.layers.norms import NormKind, norm
+
+Remat = Literal["none", "full", "dots", "dots_no_batch"]
+Init = Literal["clip", "xavier", "normal"]
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """Configuration of the stack.
+
+    Raises:
+      InputError: heads that do not divide the width, key heads that do not divide the heads, a rate outside [0, 1).
+    """
+
+    width: int
+    """D, of the residual stream."""
+    depth: int
+    """Number of layers."""
+    heads: int
+    """H; each is width / heads wide."""
+    mlp: int
+    """Width of the feed-forward part."""
+    kv_heads: int | None = None
+    """Key and value heads; None: as many as heads."""
+    norm: NormKind = "layer"
+    norm_epsilon: float = 1e-5
+    norm_position: Literal["pre", "post"] = "pre"
+    """Before each part, or after its residual sum (BERT)."""
+    activation: Activation = "gelu"
+    gated: bool = False
+    """A gated MLP of three matrices (SwiGLU with activation silu)."""
+    qkv_bias: bool = True
+    """A bias on keys changes no output, so families without it hold zeros there."""
+    out_bias: bool = True
+    mlp_bias: bool = True
+    rotary: Rotary | None = None
+    """Rotary positions in self-attention."""
+    cross_width: int | None = None
+    """Width of the context that every layer attends to between self-attention and MLP; None: no cross-attention."""
+    dropout: float = 0.0
+    """Rate on the output of every part, before its residual sum; attention weights are not dropped."""
+    drop_path: float = 0.0
+    """Rate at which an example skips a part; grows linearly from 0 at the first layer to this at the last."""
+    init: Init = "normal"
+    """clip: OpenCLIP's, by width and depth; xavier: xavier uniform (big_vision, SigLIP); normal: deviation 0.02 (BERT,
+    GPT-2, OPT, LLaMA)."""
+    remat: Remat = "none"
+    """What the backward pass recomputes. none: nothing; full: all but a layer's input; dots: all but matrix products;
+    dots_no_batch: all but matrix products with parameters."""
+
+    def __post_init__(self):
+        if self.heads < 1 or self.width % self.heads:
+            raise InputError(
+                f"transformer: width {self.width} does not divide over {self.heads} heads; change `heads` or `width`"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise InputError(
+                f"transformer: kv_heads {self.kv_heads} does not divide the {self.heads} heads; change `kv_heads`"
+            )
+        if self.rotary is not None and self.head_dim % 2:
+            raise InputError(
+                f"transformer: rotary positions need an even head width, not {self.head_dim}; change `heads`"
+            )
+        if min(self.width, self.depth, self.mlp) < 1:
+            raise InputError(
+                f"transformer: width {self.width}, depth {self.depth} and mlp {self.mlp} must be 1 or more"
+            )
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"transformer: {name} is {getattr(self, name)}; it must be at least 0 and below 1")
+
+    @property
+    def head_dim(self) -> int:
+        """K, the width of a head."""
+        return self.width // self.heads
+
+    def flops(self, tokens: int, context: int = 0) -> float:
+        """Forward FLOPs of one example: matrix products, a multiply-add as 2, attention over the full square."""
+        kv_width = (self.kv_heads or self.heads) * self.head_dim
+        dense = 2 * self.width * (self.width + kv_width) + (3 if self.gated else 2) * self.width * self.mlp
+        layer = 2 * tokens * dense + 4 * tokens * tokens * self.width
+        if self.cross_width is not None:
+            layer += 4 * tokens * self.width**2 + 4 * context * self.cross_width * kv_width
+            layer += 4 * tokens * context * self.width
+        return float(self.depth * layer)
+
+
+class Inits(NamedTuple):
+    """Initialisers of a layer's matrices `[inputs, outputs]` and of its MLP's biases."""
+
+    qkv: Initializer
+    out: Initializer
+    up: Initializer
+    down: Initializer
+    mlp_bias: Initializer
+
+
+def inits(config: Transformer) -> Inits:
+    """The initialisers that `config.init` names."""
+    normal = nn.initializers.normal
+    zeros = nn.initializers.zeros
+    if config.init == "clip":  # OpenCLIP src/open_clip/transformer.py: TextTransformer.init_parameters
+        attention, up = normal(config.width**-0.5), normal((2 * config.width) ** -0.5)
+        projection = normal((2 * config.depth * config.width) ** -0.5)
+        return Inits(attention, projection, up, projection, zeros)
+    if config.init == "xavier":
+        xavier = nn.initializers.xavier_uniform()
+        return Inits(xavier, xavier, xavier, xavier, normal(1e-6))
+    plain = normal(0.02)
+    return Inits(plain, plain, plain, plain, zeros)
+
+
+class LayerInputs(NamedTuple):
+    """What every layer gets alike."""
+
+    mask: Mask
+    rotary: tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]] | None
+    context: Float[Array, "B N C"] | None
+    context_mask: Mask
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention where there is a context, MLP; each with its norm and residual sum."""
+
+    config: Transformer
+    dtype: DTypeLike
+    deterministic: bool
+    keep_hidden: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], drop_path: Float[Array, ""], inputs: LayerInputs
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+        """The layer's output, and that again where hidden states are kept."""
+        config, init = self.config, inits(self.config)
+
+        def attention(name):
+            kv_heads = config.kv_heads or config.heads
+            return Attention(
+                config.heads,
+                kv_heads,
+                config.head_dim,
+                init.qkv,
+                init.out,
+                config.qkv_bias,
+                config.out_bias,
+                self.dtype,
+                name=name,
+            )
+
+        x = self.residual(
+            x, "attention_norm", drop_path, lambda y: attention("attention")(y, None, inputs.mask, inputs.rotary)
+        )
+        if config.cross_width is not None:
+            cross = attention("cross_attention")
+            x = self.residual(
+                x, "cross_attention_norm", drop_path, lambda y: cross(y, inputs.context, inputs.context_mask)
+            )
+        mlp = MLP(
+            config.mlp,
+            config.activation,
+            init.up,
+            init.down,
+            init.mlp_bias,
+            config.gated,
+            config.mlp_bias,
+            self.dtype,
+            name="mlp",
+        )
+        x = self.residual(x, "mlp_norm", drop_path, mlp)
+        return x, x if self.keep_hidden else None
+
+    def residual(self, x, name, drop_path, part):
+        """`x + part(norm(x))`, or `norm(x + part(x))`, with dropout on the part."""
+        config = self.config
+        normalise = norm(config.norm, config.norm_epsilon, self.dtype, name)
+        pre = config.norm_position == "pre"
+        y = part(normalise(x) if pre else x)
+        if config.dropout:
+            y = nn.Dropout(config.dropout)(y, deterministic=self.deterministic)
+        if config.drop_path and not self.deterministic:
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0], 1, 1))
+            y = jnp.where(kept, y / (1 - drop_path).astype(y.dtype), 0)
+        x = x + constrain(y, "batch", "tokens", "act_embed")
+        x = x if pre else normalise(x)
+        return constrain(x, "batch", "tokens", "act_embed")
+
+
+class TransformerModule(nn.Module):
+    """The stack; parameters of all layers lie stacked on a leading `layers` dimension under `layers`."""
+
+    config: Transformer
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask | None = None,
+        *,
+        positions: Int[Array, "#B T"] | None = None,
+        context: Float[Array, "B N C"] | None = None,
+        context_mask: Mask | None = None,
+        deterministic: bool = True,
+        hidden: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "layers B T D"] | None]:
+        """The residual stream after the last layer and, with `hidden`, after every layer.
+
+        `positions` are those of rotary embedding, 0, 1, 2, ... unless given.
+
+        Raises:
+          ValueError: a context without cross-attention, or the other way round; positions without rotary embedding.
+        """
+        config = self.config
+        if (context is None) != (config.cross_width is None):
+            raise ValueError(
+                f"transformer: cross_width is {config.cross_width}, and a context is "
+                + ("missing" if context is None else "given, which nothing reads")
+            )
+        if positions is not None and config.rotary is None:
+            raise ValueError("transformer: positions were given, but the stack has no rotary embedding that reads them")
+        rotary = None
+        if config.rotary is not None:
+            positions = jnp.arange(x.shape[1])[None] if positions is None else positions
+            rotary = config.rotary.angles(positions, config.head_dim)
+        inputs = LayerInputs(mask or Mask(), rotary, context, context_mask or Mask())
+
+        layer = Layer
+        if config.remat != "none":
+            layer = nn.remat(Layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        scanned: Any = (0, nn.broadcast)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=scanned,
+            length=config.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        rates = jnp.asarray(np.linspace(0, config.drop_path, config.depth), jnp.float32)
+        x = constrain(x.astype(self.dtype), "batch", "tokens", "act_embed")
+        return stack(config, self.dtype, deterministic, hidden, name="layers")(x, rates, inputs)

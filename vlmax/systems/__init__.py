@@ -1,0 +1,1 @@
+"""Systems: one paper's whole model with its losses in one file."""

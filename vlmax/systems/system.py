@@ -1,0 +1,79 @@
+"""The one protocol through which trainer, evaluations and planner see a system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+Params = PyTree[Array]
+Carried = PyTree[Array]
+Batch = Mapping[str, Array]
+Metrics = Mapping[str, Float[Array, ""]]
+
+
+@runtime_checkable
+class System(Protocol):
+    """A paper's whole model with its loss. Implementations are frozen dataclasses: configuration and functions.
+
+    `params` is a nested dict of arrays (unboxed); its logical axes come from `init`'s boxed form.
+    `carried` is what the system keeps beside its parameters: batch statistics, momentum weights, queues;
+    an empty dict where there is nothing.
+    """
+
+    def inputs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The features it reads, by name, without the batch dimension."""
+        ...
+
+    def init(self, rng: PRNGKeyArray, batch: Batch) -> tuple[Params, Carried]:
+        """Fresh parameters and carried state, leaves boxed with their logical axes (`nn.LogicallyPartitioned`)."""
+        ...
+
+    def loss(
+        self, params: Params, carried: Carried, batch: Batch, rng: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Carried]]:
+        """The training loss over the global batch, its parts as metrics, and the carried state after it."""
+        ...
+
+    def constrain(self, params: Params) -> Params:
+        """Projects the parameters after an optimizer step (e.g. a clamped temperature)."""
+        ...
+
+    def parts(self) -> Mapping[str, str]:
+        """Part name -> pattern over parameter paths, for freezing, reporting and inspection."""
+        ...
+
+    def locked(self) -> tuple[str, ...]:
+        """Patterns of parameters that the system itself keeps fixed, beside what the experiment freezes."""
+        ...
+
+    def flops_per_example(self) -> Mapping[str, float]:
+        """Model FLOPs of one example's forward pass by part: matrix products only, a multiply-add as 2."""
+        ...
+
+    def expected_initial_loss(self, batch_size: int) -> float | None:
+        """What the loss should be at step 0 with fresh weights, where theory says; else None."""
+        ...
+
+
+@runtime_checkable
+class TwoPass(Protocol):
+    """A system whose loss is a function of per-example features over the whole batch.
+
+    Such a loss accumulates gradients exactly: features of every microbatch first, then the gradient of
+    `objective_of` with respect to them, then each microbatch again with that gradient (GradCache).
+    """
+
+    def encode(
+        self, params: Params, carried: Carried, batch: Batch, rng: PRNGKeyArray
+    ) -> tuple[PyTree[Float[Array, "B ..."]], Carried]:
+        """The features of every example of a (micro)batch, leading dimension B, and the carried state after it."""
+        ...
+
+    def objective_of(
+        self, params: Params, features: PyTree[Float[Array, "B ..."]], batch: Batch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss over the features of the whole global batch."""
+        ...

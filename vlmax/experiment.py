@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from vlmax.data.images import CentreCrop, ImageTransform
 from vlmax.data.pipeline import Data
 from vlmax.errors import InputError, nearest
 from vlmax.evaluation.evaluation import Evaluation
@@ -70,6 +71,8 @@ class Experiment:
     """Algorithm, schedule, decay, freezing."""
     steps: int
     """Optimizer steps of the whole run."""
+    evaluation_image: ImageTransform = ImageTransform(CentreCrop())
+    """What evaluations do to a picture; its size is the system's."""
     evaluations: tuple[Evaluation, ...] = ()
     """Run every `evaluate_every` steps and at the end."""
     evaluate_every: int | None = None

@@ -72,12 +72,12 @@ def test_a_shorter_text_is_encoded_as_it_stands(built):
 
 
 def lowered(config, tokens):
-    """The gradient of a scalar for one device, the same compiled for data 2 x fsdp 2 x tensor 2, and the layout there."""
+    """The gradient of a scalar for one device, the same compiled for 2 x 2 x 2 devices, and the layout there."""
     mesh = jax.make_mesh((2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
     module = config.build()
 
     def gradient(params, tokens):
-        return jax.grad(lambda p: (module.apply(p, tokens).pooled ** 2 * np.arange(config.width)).sum())(params)
+        return jax.grad(lambda p: (module.apply(p, tokens).pooled ** 2 * np.arange(config.width)).mean())(params)
 
     boxes = jax.eval_shape(module.init, jax.random.key(0), tokens)
     layout = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxes), mesh, RULES)
@@ -96,7 +96,7 @@ def test_sharded_equals_unsharded(built):
         found["params"]["token_embedding"]["embedding"].sharding == layout[0]["params"]["token_embedding"]["embedding"]
     )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(whole(params, TOKENS)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6 * float(np.abs(theirs).max()) + 1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # the largest is 20
 
 
 def test_no_device_holds_vectors_of_the_whole_batch():

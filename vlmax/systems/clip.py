@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -195,6 +196,19 @@ class CLIP:
         if self.image_projection or self.text_projection:
             parts["projections"] = "(image|text)_projection/.*"
         return parts
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises InputError where ids pass the embedding, or the end mark is not where the text encoder looks for it."""
+        if tokenizer.vocab_size > self.text.vocab:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the text encoder embeds {self.text.vocab}; set "
+                f"system.text.vocab to at least {tokenizer.vocab_size}, or take the tokenizer that belongs to the model"
+            )
+        if self.text.pool == "highest" and tokenizer.eos != tokenizer.vocab_size - 1:
+            raise InputError(
+                f"system.text.pool is 'highest', so the end mark must have the highest id; this tokenizer's is "
+                f"{tokenizer.eos} of {tokenizer.vocab_size}: set system.text.pool to 'last', or take another tokenizer"
+            )
 
     def locked(self) -> tuple[str, ...]:
         """Patterns of the parameters that the system itself keeps fixed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -43,6 +43,10 @@ class System(Protocol):
 
     def parts(self) -> Mapping[str, str]:
         """Part name -> pattern over parameter paths, for freezing, reporting and inspection."""
+        ...
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raises InputError where the ids of the data's tokenizer do not fit the system's embeddings and pooling."""
         ...
 
     def locked(self) -> tuple[str, ...]:

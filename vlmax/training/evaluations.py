@@ -2,7 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from vlmax.data.batches import BatchInfo
+from vlmax.data.preprocess import ImageOnly
 from vlmax.evaluation.evaluation import Context
-from vlmax.reporting.reporter import Reporter
 from vlmax.training.setup import Run
-from vlmax.training.state import TrainState, evaluation_params
+from vlmax.training.state import TrainState, params_for_evaluation
+
+
+class Evaluator:
+    """Runs an experiment's evaluations; its functions are compiled once, however often it is called."""
+
+    def __init__(self, run: Run, log: Callable[[str], None], record: Callable[[BatchInfo], Any]):
+        self.run, self.log, self.record = run, log, record
+        self._image = jax.jit(run.experiment.system.image_features)
+        self._text = jax.jit(run.experiment.system.text_features)
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """All scores by their full names; every process must call it together."""
+        experiment = self.run.experiment
+        weights = (params_for_evaluation(state), state.carried)
+        context = Context(
+            mesh=self.run.mesh,
+            embed_images=functools.partial(self._image, *weights),
+            embed_texts=functools.partial(self._text, *weights),
+            image=ImageOnly(experiment.evaluation_image),
+            tokenize=experiment.data.preprocess.tokenize,
+            log=self.log,
+            record=self.record,
+            workers=experiment.data.workers,
+            threads=experiment.data.threads,
+        )
+        scores: dict[str, float] = {}
+        for evaluation in experiment.evaluations:
+            scores |= evaluation.run(context)
+        return scores

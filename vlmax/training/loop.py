@@ -25,13 +25,14 @@ from vlmax.reporting.compiles import CompileLog
 from vlmax.reporting.flops import peak_flops, train_flops_per_example
 from vlmax.reporting.memory import memory_metrics
 from vlmax.reporting.metrics import read_metrics
+from vlmax.reporting.pictures import local_rows
 from vlmax.reporting.reporter import Reporter
 from vlmax.reporting.throughput import Throughput
 from vlmax.training import record
 from vlmax.training.checkpoints import Checkpointer
-from vlmax.training.setup import Run, prepare, prepare_device_context
+from vlmax.training.setup import Run, device_context, prepare
 from vlmax.training.signals import LEAVE, Ballot, Interrupts, Watchdog
-from vlmax.training.evaluations import run_evaluations
+from vlmax.training.evaluations import Evaluator
 from vlmax.training.state import TrainState
 from vlmax.training.step import VOTES
 
@@ -53,8 +54,8 @@ def train(experiment: Experiment, workdir: Path, *, accept_changes: bool = False
     """
     workdir.mkdir(parents=True, exist_ok=True)
     changed = record.check_same_run(workdir, experiment, accept_changes)
-    with prepare_device_context(experiment), contextlib.ExitStack() as stack:
-        run = prepare(experiment)
+    with device_context(experiment) as mesh, contextlib.ExitStack() as stack:
+        run = prepare(experiment, mesh)
         checkpointer = Checkpointer(workdir, experiment.checkpoints)
         stack.callback(checkpointer.close)
         state, data_state = restore_or_init(run, checkpointer)
@@ -80,8 +81,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, float]:
     if not (workdir / record.FILE).exists():
         raise InputError(f"{workdir} holds no run; train first, or name the run's directory with --workdir")
     record.check_same_run(workdir, experiment, accept_changes=False)
-    with prepare_device_context(experiment), contextlib.ExitStack() as stack:
-        run = prepare(experiment)
+    with device_context(experiment) as mesh, contextlib.ExitStack() as stack:
+        run = prepare(experiment, mesh)
         checkpointer = Checkpointer(workdir, experiment.checkpoints)
         stack.callback(checkpointer.close)
         restored = checkpointer.restore(run.abstract_state)
@@ -89,8 +90,9 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, float]:
             raise InputError(f"{workdir} has no checkpoint yet; train first")
         step, state, _ = restored
         reporter = stack.enter_context(Reporter(workdir, experiment.steps, step))
-        scores = run_evaluations(run, state, reporter)
+        scores = Evaluator(run, reporter.message, lambda info: None)(state)
         reporter.write(step, scores)
+        reporter.table("scores", ("score", "value"), sorted(scores.items()))
         return scores
 
 
@@ -148,6 +150,7 @@ class Loop:
             train_flops_per_example(experiment.system.flops_per_example(), run.frozen_parts),
             None if peak is None else peak * jax.device_count(),
         )
+        self.evaluator = Evaluator(run, reporter.message, self.quarantine.add)
         self.counts: dict[str, int] = {}
         self.position: dict[str, Any] = {}
         self.saved_step: int | None = None
@@ -194,7 +197,8 @@ class Loop:
         """Pictures and texts as they reach the model, to a file and to TensorBoard."""
         count = self.experiment.reports.first_batch_images
         arrays = {name: local_rows(array, count) for name, array in batch.arrays.items() if name in ("image", "text")}
-        texts = self.run.decode_texts(arrays["text"])
+        tokenizer = self.experiment.data.preprocess.opened
+        texts = [tokenizer.decode(row.tolist()) for row in arrays["text"]]
         self.reporter.first_batch(arrays["image"], texts)
 
     def compile(self, state: TrainState, batch: Batch):
@@ -279,7 +283,7 @@ class Loop:
         """Runs the evaluations and writes their scores; a lone process that is told to leave leaves at once."""
         self.watchdog.close()  # an evaluation may take as long as it needs
         with self.interrupts.raising():
-            scores = run_evaluations(self.run, state, self.reporter)
+            scores = self.evaluator(state)
         self.reporter.write(step, scores)
         return scores
 
@@ -294,7 +298,7 @@ class Loop:
             scores = self.evaluate(last, state)
         elif scores:
             self.reporter.message(f"the run was complete; its scores after step {last}:")
-        self.reporter.table("scores", ("score", "value"), [(name, value) for name, value in sorted(scores.items())])
+        self.reporter.table("scores", ("score", "value"), sorted(scores.items()))
         self.reporter.message(f"the run lies in {self.workdir.resolve()}")
         return scores
 
@@ -316,17 +320,6 @@ def stored_scores(workdir: Path, step: int) -> dict[str, float]:
     rows = [row for row in read_metrics(file) if row["step"] == step] if file.exists() else []
     return {name: float(value) for row in rows for name, value in row.items() if name.startswith("eval/")}
 
-
-def local_rows(array: jax.Array, count: int) -> np.ndarray:
-    """The first rows of a batch array that this process holds, at most `count`."""
-    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
-    parts, found = [], 0
-    for start in sorted(shards):
-        if found >= count:
-            break
-        parts.append(np.asarray(shards[start].data))
-        found += len(parts[-1])
-    return np.concatenate(parts)[:count]
 
 
 def memory_sentence(compiled) -> str:

@@ -50,7 +50,7 @@ def params_of(state: TrainState) -> Params:
     return merge(state.trainable, state.frozen)
 
 
-def evaluation_params(state: TrainState) -> Params:
+def params_for_evaluation(state: TrainState) -> Params:
     """What evaluations use: the moving average where there is one."""
     return merge(state.ema or state.trainable, state.frozen)
 

@@ -120,7 +120,7 @@ def train_step(
         key_hash, votes = batch.pop(KEY_HASH, None), batch.pop(VOTES, None)
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, parts, carried, gradients = gradients_of(state, batch, rng)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
@@ -138,7 +138,7 @@ def train_step(
             "loss": loss,
             "learning_rate": schedule(state.step - state.nonfinite_total),  # skipped steps do not count
             "gradient_norm": norm,
-            "parameter_norm": optax.global_norm(trainable),
+            "parameter_norm": optax.tree.norm(trainable),
             "nonfinite_in_row": nonfinite,
             **parts,
         }

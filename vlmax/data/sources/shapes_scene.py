@@ -103,7 +103,7 @@ ALL_PAIRS = tuple((c, s) for c in COLORS for s in SHAPES)
 
 def radius_range(size: str, image: int) -> tuple[int, int]:
     """Least and greatest radius in pixels of a small or large object in an image of `image` pixels."""
-    return (image * 12 // 128, image * 15 // 128) if size == "small" else (image * 21 // 128, image * 25 // 128)
+    return (image * 16 // 128, image * 18 // 128) if size == "small" else (image * 26 // 128, image * 30 // 128)
 
 
 def rgb(color: str, draws: Draws) -> tuple[int, int, int]:
@@ -139,7 +139,7 @@ def _thing(draws: Draws, pair: tuple[str, str], size: str, x: int, y: int, image
     return Thing(*pair, size, inside(x), inside(y), radius)
 
 
-GRID = (12, 32, 52)  # centres of the ninths, in 64ths
+GRID = (11, 32, 53)  # centres of the ninths, in 64ths
 
 
 def _single(draws: Draws, first: tuple[str, str], others, max_objects: int, image: int) -> tuple[Thing, ...]:
@@ -154,7 +154,7 @@ def _pair(draws: Draws, first: tuple[str, str], others, max_objects: int, image:
     sizes = SIZES[draws.below(2)], SIZES[draws.below(2)]
     centers = [(32 + sign * 17 * dx, along) if dx else (along, 32 + sign * 17 * dy) for sign in (1, -1)]
     pairs = (first, second)
-    return tuple(_thing(draws, p, s, x, y, image, 2) for p, s, (x, y) in zip(pairs, sizes, centers, strict=True))
+    return tuple(_thing(draws, p, s, x, y, image, 1) for p, s, (x, y) in zip(pairs, sizes, centers, strict=True))
 
 
 def _group(draws: Draws, first: tuple[str, str], others, max_objects: int, image: int) -> tuple[Thing, ...]:
@@ -181,6 +181,6 @@ def _another(draws: Draws, pairs, taken: set[tuple[str, str]]) -> tuple[str, str
 
 def _cells(draws: Draws, count: int, size: str) -> list[tuple[int, int]]:
     """Different cells of the grid; large objects stand in the corners, where they cannot touch."""
-    line = GRID if size == "small" else (14, 50)
+    line = GRID if size == "small" else (15, 49)
     cells = [(x, y) for y in line for x in line]
     return [cells.pop(draws.below(len(cells))) for _ in range(count)]

@@ -1,0 +1,64 @@
+"""CLIP on the embedded `shapes` world: the quickstart.
+
+    python -m vlmax.train --config experiments/clip_shapes.py
+
+Hardware: two CPU cores. Time: minutes, from the start of the program to its scores (docs/performance.md has them).
+Expected on combinations of colour and shape that training never shows: zero-shot top-1 of at least 0.95 over 64 classes, and
+retrieval R@1 of at least 0.90 both ways among 512 pictures with distinct captions.
+
+Nothing is downloaded: pictures are rendered from their index, and the tokenizer is trained on the world's own captions.
+"""
+
+from vlmax.data.images import ImageTransform, Squash
+from vlmax.data.pipeline import Data, Weighted
+from vlmax.data.preprocess import ImageText
+from vlmax.data.sources.shapes import Shapes, class_names, templates
+from vlmax.data.tokenizers import TrainedBpe
+from vlmax.evaluation.retrieval import Retrieval
+from vlmax.evaluation.zero_shot import ZeroShot
+from vlmax.experiment import Checkpoints, Experiment, unknown_variant
+from vlmax.models.encoders.text import TextEncoder
+from vlmax.models.encoders.vit import ViT
+from vlmax.systems.clip import CLIP
+from vlmax.training.optimizers import AdamW, Optimizer
+from vlmax.training.schedules import Cosine
+
+SIZE = 48  # pixels
+
+
+def get_config(variant: str = "base") -> Experiment:
+    """The experiment; it has no variants."""
+    if variant != "base":
+        raise unknown_variant(variant, ("base",))
+    image = ImageTransform(Squash(SIZE))
+    return Experiment(
+        name="clip_shapes",
+        system=CLIP(
+            image=ViT(image=SIZE, patch=8, width=128, depth=4, heads=4, mlp=512, pool="mean", pre_norm=False),
+            text=TextEncoder(width=128, depth=2, heads=4, mlp=512, vocab=320, context=24),
+            embed=128,
+            dtype="float32",
+        ),
+        data=Data(
+            sources=(Weighted(Shapes("train", size=SIZE)),),
+            preprocess=ImageText(image, TrainedBpe(Shapes("train", size=SIZE), vocab_size=320), length=24),
+            batch_size=128,
+        ),
+        optimizer=Optimizer(
+            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1),
+            Cosine(peak=1e-3, warmup_steps=50),
+            clip_norm=1.0,
+        ),
+        steps=600,
+        evaluation_image=image,
+        evaluations=(
+            ZeroShot(
+                Shapes("test", count=1024, size=SIZE, kinds=("single",)),
+                label="class",
+                class_names=class_names(),
+                templates=templates(),
+            ),
+            Retrieval(Shapes("test", count=512, size=SIZE, captions="full", distinct=True), captions=1),
+        ),
+        checkpoints=Checkpoints(every_steps=100),
+    )

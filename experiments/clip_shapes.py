@@ -3,8 +3,8 @@
     python -m vlmax.train --config experiments/clip_shapes.py
 
 Hardware: two CPU cores. Time: minutes, from the start of the program to its scores (docs/performance.md has them).
-Expected on combinations of colour and shape that training never shows: zero-shot top-1 of at least 0.95 over 64 classes, and
-retrieval R@1 of at least 0.90 both ways among 512 pictures with distinct captions.
+Expected on combinations of colour and shape that training never shows: zero-shot top-1 of at least 0.95 over 64
+classes, and retrieval R@1 of at least 0.90 both ways among 512 pictures with distinct captions.
 
 Nothing is downloaded: pictures are rendered from their index, and the tokenizer is trained on the world's own captions.
 """

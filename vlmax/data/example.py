@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,7 +53,9 @@ class Reader(Protocol):
 class Source(Protocol):
     """The frozen configuration of a source, what an experiment holds."""
 
-    if TYPE_CHECKING:  # command-line overrides narrow a field by its protocol's methods, so there are no others at run time
+    if (
+        TYPE_CHECKING
+    ):  # command-line overrides narrow a field by its protocol's methods, so there are no others at run time
 
         @property
         def name(self) -> str:
@@ -93,4 +95,17 @@ class Preprocess(Protocol):
 
     def features(self) -> Mapping[str, Feature]:
         """The names, shapes and dtypes that `__call__` gives."""
+        ...
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A preprocess whose texts can be made and read apart from any example."""
+
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts as the model reads them: int32 `[n, T]`."""
+        ...
+
+    def detokenize(self, tokens: np.ndarray) -> list[str]:
+        """The texts of int32 `[n, T]`, for people."""
         ...

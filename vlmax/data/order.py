@@ -59,6 +59,12 @@ def hashed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
 
 
+def generator(seed: int, position: int, attempt: int) -> np.random.Generator:
+    """Random numbers that are a function of the three."""
+    key = np.array([hashed(seed, 1 << 64, attempt), position], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
 class Order:
     """The order of examples over sources of the given lengths, each reshuffled as a whole every epoch."""
 
@@ -87,8 +93,7 @@ class Order:
 
     def rng(self, position: int, attempt: int) -> np.random.Generator:
         """The random numbers of the transforms at a position."""
-        key = np.array([hashed(self.seed, 1 << 64, attempt), position], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key))
+        return generator(self.seed, position, attempt)
 
 
 class FixedOrder:
@@ -102,4 +107,6 @@ class FixedOrder:
         """(0, position)."""
         return 0, position
 
-    rng = Order.rng
+    def rng(self, position: int, attempt: int) -> np.random.Generator:
+        """The random numbers of the transforms at a position."""
+        return generator(self.seed, position, attempt)

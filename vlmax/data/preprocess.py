@@ -63,6 +63,10 @@ class ImageText:
         """Texts as the model reads them."""
         return np.stack([self._fixed(text)[0] for text in texts])
 
+    def detokenize(self, tokens: Int32[np.ndarray, "n length"]) -> list[str]:
+        """The texts that tokens stand for."""
+        return [self.opened.decode(row.tolist()) for row in tokens]
+
     def _fixed(self, text: str) -> tuple[Int32[np.ndarray, "length"], bool]:
         tokenizer = self.opened
         return to_fixed(tokenizer.encode(text), self.length, tokenizer.pad_id, tokenizer.bos, tokenizer.eos)

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from vlmax.errors import InputError
 
@@ -44,9 +45,9 @@ def _plain(key: str, value: object) -> Value:
     if isinstance(value, bool) or kind == "b" or getattr(value, "shape", ()) != ():
         raise TypeError(f"metric {key!r} is {value!r}; it must be one number or a string")
     if isinstance(value, int) or kind in ("i", "u"):
-        return int(value)  # pyright: ignore[reportArgumentType]
+        return int(cast(Any, value))
     try:
-        number = float(value)  # pyright: ignore[reportArgumentType]
+        number = float(cast(Any, value))
     except (TypeError, ValueError) as error:
         raise TypeError(f"metric {key!r} is {value!r}; it must be one number or a string") from error
     if math.isfinite(number):

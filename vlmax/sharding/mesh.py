@@ -109,9 +109,9 @@ class Mesh:
             if size < 1 and not free:
                 advice = "at least 1" if axis == "slices" else "at least 1, or -1 for all devices that are left"
                 raise InputError(f"building the mesh: mesh.{axis} is {size}; it must be {advice}")
-        free = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
-        if len(free) > 1:
-            raise InputError(f"building the mesh: {' and '.join(free)} are -1; only one axis can take what is left")
+        open_axes = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
+        if len(open_axes) > 1:
+            raise InputError(f"building the mesh: {' and '.join(open_axes)} are -1; only one axis can take what is left")
 
     def _nearest(self, devices: int) -> str:
         """What to set: the mesh that fits with the fewest and smallest changes."""

@@ -1,9 +1,9 @@
-"""CLIP and its kin: two encoders, one space, one contrastive loss.
+r"""CLIP and its kin: two encoders, one space, one contrastive loss.
 
 Radford et al. 2021 (CLIP: softmax loss, section 2.3), Zhai et al. 2023 (SigLIP: sigmoid loss, section 3.2),
 Zhai et al. 2022 (LiT: the image encoder locked), Li et al. 2023 (FLIP: patch dropout, in the image encoder).
 
-    uint8 images -> normalise -> image encoder -> projection -> unit vectors [B, E] \\
+    uint8 images -> normalise -> image encoder -> projection -> unit vectors [B, E] \
                                                                                      contrastive loss
     tokens       ->              text encoder  -> projection -> unit vectors [B, E] /
 """
@@ -24,7 +24,7 @@ from vlmax.errors import InputError
 from vlmax.models.encoders.resnet import ModifiedResNet, ResNet
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
-from vlmax.models.layers.axes import constrain, mesh_axes
+from vlmax.models.layers.axes import constrain, mesh_axes, parameter
 from vlmax.objectives.contrastive import sigmoid_contrastive, softmax_contrastive
 from vlmax.systems.system import Batch, Carried, Metrics, Params
 
@@ -143,7 +143,7 @@ class CLIP:
     # What the trainer, the evaluations and the planner see.
 
     def inputs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Images uint8 `[height, width, 3]`, text int32 `[T]`; a feature `group` int32 is read where the batch has it."""
+        """Images uint8 `[height, width, 3]`, text int32 `[T]`; a feature `group` int32 is read where there is one."""
         height, width = self.image.image_size
         return {
             "image": jax.ShapeDtypeStruct((height, width, 3), jnp.uint8),
@@ -198,7 +198,7 @@ class CLIP:
         return parts
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raises InputError where ids pass the embedding, or the end mark is not where the text encoder looks for it."""
+        """Raises InputError where ids pass the embedding, or the end mark is not where the encoder looks for it."""
         if tokenizer.vocab_size > self.text.vocab:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids and the text encoder embeds {self.text.vocab}; set "
@@ -297,8 +297,8 @@ class _Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        init = nn.with_logical_partitioning(nn.initializers.normal(x.shape[-1] ** -0.5), ("embed", "projection"))
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        init = nn.initializers.normal(x.shape[-1] ** -0.5)
+        kernel = parameter(self, "kernel", init, (x.shape[-1], self.features), ("embed", "projection"))
         return x @ kernel.astype(self.dtype)
 
 
@@ -309,8 +309,5 @@ class _Scalars(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, Float[Array, ""]]:
-        scalar = nn.initializers.constant
-        return {
-            name: self.param(name, nn.with_logical_partitioning(scalar(value), ()), (), jnp.float32)
-            for name, value in self.values
-        }
+        constant = nn.initializers.constant
+        return {name: parameter(self, name, constant(value), (), ()) for name, value in self.values}

@@ -81,3 +81,16 @@ class TwoPass(Protocol):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss over the features of the whole global batch."""
         ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A system that puts images and texts into one space, as zero-shot classification and retrieval need it."""
+
+    def image_features(self, params: Params, carried: Carried, image: Array) -> Float[Array, "B E"]:
+        """Unit vectors of uint8 images, as in evaluation."""
+        ...
+
+    def text_features(self, params: Params, carried: Carried, text: Array) -> Float[Array, "B E"]:
+        """Unit vectors of tokens, as in evaluation."""
+        ...

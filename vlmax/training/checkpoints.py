@@ -80,7 +80,7 @@ class Checkpointer:
         needed, free = state_bytes(state), shutil.disk_usage(self.directory).free
         if free < needed:
             raise SaveFailed(
-                f"saving to {self.directory}: a checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+                f"saving to {self.directory}: a checkpoint takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
                 f"make room, lower checkpoints.keep_last, or move the run with --workdir ({self._newest()})"
             )
 
@@ -132,7 +132,8 @@ class Checkpointer:
                 self._set_aside(step)
         if steps:
             raise InputError(
-                f"every checkpoint in {self.directory} is damaged: {steps}; restore one, or start anew with another --workdir"
+                f"every checkpoint in {self.directory} is damaged: {steps}; restore one, or start anew with another "
+                "--workdir"
             )
         return None
 

@@ -34,12 +34,16 @@ def initialize(environment: dict[str, str] | None = None) -> None:
 def _explicit(given: dict[str, str]) -> tuple[str, int, int]:
     missing = [name for name in VARIABLES if name not in given]
     if missing:
-        raise InputError(f"joining processes: {', '.join(given)} set but not {', '.join(missing)}; set all three or none")
+        raise InputError(
+            f"joining processes: {', '.join(given)} set but not {', '.join(missing)}; set all three or none"
+        )
     coordinator = given["VLMAX_COORDINATOR"]
     try:
         count, index = int(given["VLMAX_PROCESSES"]), int(given["VLMAX_PROCESS"])
     except ValueError as error:
-        raise InputError(f"joining processes: VLMAX_PROCESSES and VLMAX_PROCESS must be whole numbers ({error})") from error
+        raise InputError(
+            f"joining processes: VLMAX_PROCESSES and VLMAX_PROCESS must be whole numbers ({error})"
+        ) from error
     if not 0 <= index < count:
         raise InputError(f"joining processes: VLMAX_PROCESS is {index}; it must lie between 0 and {count - 1}")
     if ":" not in coordinator:

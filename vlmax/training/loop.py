@@ -7,6 +7,7 @@ metrics read one step late, saves, evaluations, and what to do when something go
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vlmax.data.digest import digest_hex
+from vlmax.data.example import Tokenizes
 from vlmax.data.pipeline import Batch, Pipeline, differences
 from vlmax.data.quarantine import Quarantine
 from vlmax.errors import InputError, RestartRequested
@@ -30,9 +32,9 @@ from vlmax.reporting.reporter import Reporter
 from vlmax.reporting.throughput import Throughput
 from vlmax.training import record
 from vlmax.training.checkpoints import Checkpointer
+from vlmax.training.evaluations import Evaluator
 from vlmax.training.setup import Run, device_context, prepare
 from vlmax.training.signals import LEAVE, Ballot, Interrupts, Watchdog
-from vlmax.training.evaluations import Evaluator
 from vlmax.training.state import TrainState
 from vlmax.training.step import VOTES
 
@@ -103,7 +105,8 @@ def restore_or_init(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, M
         return run.init(), None
     _, state, data = restored
     # A person who starts a stopped run again wants it to go on.
-    return state.replace(nonfinite_in_row=jax.device_put(np.int32(0), state.nonfinite_in_row.sharding)), data
+    none = jax.device_put(np.int32(0), state.nonfinite_in_row.sharding)
+    return dataclasses.replace(state, nonfinite_in_row=none), data
 
 
 def write_record(workdir: Path, experiment: Experiment) -> None:
@@ -197,9 +200,9 @@ class Loop:
         """Pictures and texts as they reach the model, to a file and to TensorBoard."""
         count = self.experiment.reports.first_batch_images
         arrays = {name: local_rows(array, count) for name, array in batch.arrays.items() if name in ("image", "text")}
-        tokenizer = self.experiment.data.preprocess.opened
-        texts = [tokenizer.decode(row.tolist()) for row in arrays["text"]]
-        self.reporter.first_batch(arrays["image"], texts)
+        preprocess = self.experiment.data.preprocess
+        if "image" in arrays and "text" in arrays and isinstance(preprocess, Tokenizes):
+            self.reporter.first_batch(arrays["image"], preprocess.detokenize(arrays["text"]))
 
     def compile(self, state: TrainState, batch: Batch):
         """Compiles the step for exactly these shapes: a later batch of others is an error, not a hidden compilation."""
@@ -251,9 +254,10 @@ class Loop:
                 self.save(step, state)
             if vote == STOP:
                 self.checkpointer.wait()
+                times, place = self.experiment.safety.nonfinite_steps, self.checkpointer.directory / str(step)
                 raise RunStopped(
-                    f"stopped after step {step}: loss or gradient was not finite {self.experiment.safety.nonfinite_steps} "
-                    f"times in a row; the weights before that are saved in {self.checkpointer.directory / str(step)}. "
+                    f"stopped after step {step}: loss or gradient was not finite {times} times in a row; the weights "
+                    f"before that are saved in {place}. "
                     "Lower optimizer.schedule.peak, lengthen the warm-up or set optimizer.clip_norm"
                 )
             if vote == LEAVE:
@@ -319,7 +323,6 @@ def stored_scores(workdir: Path, step: int) -> dict[str, float]:
     file = workdir / "metrics.jsonl"
     rows = [row for row in read_metrics(file) if row["step"] == step] if file.exists() else []
     return {name: float(value) for row in rows for name, value in row.items() if name.startswith("eval/")}
-
 
 
 def memory_sentence(compiled) -> str:

@@ -19,9 +19,9 @@ from vlmax.experiment import Experiment
 FILE = "experiment.json"
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# Fields that may differ when a run is resumed: they change where and how fast it runs, or what it writes, not what it learns.
-HARMLESS = ("mesh", "rules", "checkpoints", "reports", "safety", "evaluations", "evaluate_every")
-HARMLESS_DATA = ("data.workers", "data.prefetch")
+# Fields that may differ when a run is resumed: they change where and how fast it runs or what it writes, no weights.
+HARMLESS = ("mesh", "rules", "checkpoints", "reports", "safety", "evaluations", "evaluation_image", "evaluate_every")
+HARMLESS_DATA = ("data.workers", "data.threads", "data.prefetch")
 
 
 def resolved(value: Any) -> Any:
@@ -118,7 +118,9 @@ def check_same_run(workdir: Path, experiment: Experiment, accept_changes: bool) 
         old = json.loads(file.read_text())["experiment"]
         name = old["name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {file} ({error}); restore it, or name another directory with --workdir") from error
+        raise InputError(
+            f"cannot read {file} ({error}); restore it, or name another directory with --workdir"
+        ) from error
     if name != experiment.name:
         raise InputError(
             f"{workdir} belongs to experiment {name!r}, not {experiment.name!r}; name another directory with --workdir"

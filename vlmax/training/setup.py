@@ -1,4 +1,4 @@
-"""From an experiment to a run that is ready: mesh, shardings, state, step. Whatever can be checked before compiling is."""
+"""From an experiment to a run that is ready: mesh, shardings, state, step; checked before anything is compiled."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def prepare(experiment: Experiment, mesh: jax.sharding.Mesh) -> Run:
         )
 
     abstract = jax.eval_shape(fresh)
-    placed = state_shardings(abstract.replace(carried={}), boxed, param_shardings, mesh)
-    placed = placed.replace(carried=carried_shardings)
+    placed = state_shardings(dataclasses.replace(abstract, carried={}), boxed, param_shardings, mesh)
+    placed = dataclasses.replace(placed, carried=carried_shardings)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed)
     step = train_step(
         system,

@@ -1,4 +1,4 @@
-"""The train step: gradients of the global batch, one optimizer update, metrics. Pure; jitted and donated by the loop."""
+"""The train step: gradients of the global batch, one optimizer update, metrics. Pure; the loop jits and donates it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def two_pass(
 ) -> Gradients:
     """Exact gradients of a loss over the whole batch, holding the activations of one microbatch at a time.
 
-    Gao et al. 2021 (GradCache, section 3). First every microbatch's features without gradient; then the loss over all of
-    them and its gradient with respect to the features; then each microbatch again, its features' gradient pulled back.
+    Gao et al. 2021 (GradCache, section 3). First every microbatch's features without gradient; then the loss over all
+    of them and its gradient with respect to the features; then each microbatch again, its gradient pulled back.
     """
     micro = split_batch(batch, parts)
     rngs = jax.random.split(rng, parts)
@@ -95,8 +95,8 @@ def train_step(
 ) -> StepFunction:
     """The step function `(state, batch) -> (state', metrics)`.
 
-    A step whose loss or gradient norm is not finite changes nothing but the counters. The rng of a step is a function of
-    `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32 `[B, 2]`, of which
+    A step whose loss or gradient norm is not finite changes nothing but the counters. The rng of a step is a function
+    of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32 `[B, 2]`, of which
     the metrics `digest` is made, and `votes` int32 `[devices]`, whose maximum every process reads back.
 
     Raises:
@@ -146,9 +146,10 @@ def train_step(
             metrics["digest"] = digest(key_hash)
         if votes is not None:
             metrics["votes"] = jnp.max(votes)
-        after = state.replace(
+        after = TrainState(
             step=state.step + 1,
             trainable=trainable,
+            frozen=state.frozen,
             optimizer=optimizer_state,
             carried=carried,
             ema=ema,

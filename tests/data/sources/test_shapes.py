@@ -141,7 +141,7 @@ def test_pixels_and_words_are_the_same_on_every_platform():
     hashed = hashlib.sha256()
     for index in range(200):
         hashed.update(reader[index].image.tobytes() + "|".join(reader[index].texts).encode())
-    assert hashed.hexdigest()[:16] == "012392c1eecc6812"
+    assert hashed.hexdigest()[:16] == "c7d0c8ff2081b83f"
 
 
 def test_distinct_captions_for_retrieval():

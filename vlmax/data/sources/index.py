@@ -66,7 +66,7 @@ class Index:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])
+        Index.__init__(self, state["path"])
 
 
 def open_index(files: Sequence[File], kind: str, schema: pa.Schema, make: Callable[[File], pa.RecordBatch]) -> Index:

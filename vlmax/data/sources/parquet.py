@@ -144,7 +144,7 @@ class ParquetReader:
         return {k: getattr(self, k) for k in ("source", "paths", "index", "columns")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__dict__.update(type(self)(**state).__dict__)
 
 
 def _index(file: File, source: str) -> pa.RecordBatch:

@@ -164,11 +164,11 @@ def _walk(handle: IO[bytes], position: int, table: dict[str, list[Any]]) -> tupl
             tar.members.clear()  # type: ignore[attr-defined]  # the tar file would remember them all
             if not member.isreg():
                 continue
-            stem, end = _split(member.name)
+            stem, ending = _split(member.name)
             if stem != group[0]:
                 _add(table, *group)
                 group = (stem, [])
-            group[1].append((end, member.offset_data, member.size))
+            group[1].append((ending, member.offset_data, member.size))
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         problem = str(error) or type(error).__name__
     _add(table, *group)

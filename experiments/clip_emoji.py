@@ -75,14 +75,13 @@ def get_config(variant: str = "base") -> Experiment:
             Cosine(peak=1e-3, warmup_steps=100),
             clip_norm=1.0,
         ),
-        steps=2000,
+        steps=1400,
         ema_decay=0.998,
         evaluation_image=image,
         evaluations=(
             ZeroShot(test, label="subgroup", templates=("{}",)),
             Retrieval(test, captions=1),
         ),
-        evaluate_every=500,
         checkpoints=Checkpoints(every_steps=250),
     )
 

@@ -34,14 +34,16 @@ def get_config(variant: str = "base") -> Experiment:
     return Experiment(
         name="clip_shapes",
         system=CLIP(
-            image=ViT(image=SIZE, patch=8, width=128, depth=4, heads=4, mlp=512, pool="mean", pre_norm=False),
-            text=TextEncoder(width=128, depth=2, heads=4, mlp=512, vocab=320, context=24),
+            image=ViT(
+                image=SIZE, patch=8, width=128, depth=4, heads=4, mlp=512, pool="mean", pre_norm=False, remat="dots"
+            ),
+            text=TextEncoder(width=128, depth=2, heads=4, mlp=512, vocab=512, context=18, remat="dots"),
             embed=128,
             dtype="float32",
         ),
         data=Data(
             sources=(Weighted(Shapes("train", size=SIZE)),),
-            preprocess=ImageText(image, TrainedBpe(Shapes("train", size=SIZE), vocab_size=320), length=24),
+            preprocess=ImageText(image, TrainedBpe(Shapes("train", size=SIZE), vocab_size=512), length=18),
             batch_size=128,
         ),
         optimizer=Optimizer(

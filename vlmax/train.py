@@ -23,6 +23,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The front door."""
     with exit_codes():
+        from vlmax.host_memory import keep_freed_memory, only_cpus
+
+        if only_cpus():
+            keep_freed_memory()  # before JAX starts its threads
         from vlmax.training import distributed
 
         distributed.initialize()

@@ -44,9 +44,12 @@ def _explicit(given: dict[str, str]) -> tuple[str, int, int]:
         raise InputError(
             f"joining processes: VLMAX_PROCESSES and VLMAX_PROCESS must be whole numbers ({error})"
         ) from error
+    if count < 1:
+        raise InputError(f"joining processes: VLMAX_PROCESSES is {count}; it must be at least 1")
     if not 0 <= index < count:
         raise InputError(f"joining processes: VLMAX_PROCESS is {index}; it must lie between 0 and {count - 1}")
-    if ":" not in coordinator:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
         raise InputError(f"joining processes: VLMAX_COORDINATOR is {coordinator!r}; it must be host:port of process 0")
     return coordinator, count, index
 
@@ -54,7 +57,10 @@ def _explicit(given: dict[str, str]) -> tuple[str, int, int]:
 def _on_pod(env: dict[str, str]) -> bool:
     """More than one TPU worker, several slices, or more than one Slurm task."""
     workers = env.get("TPU_WORKER_HOSTNAMES", "")
-    return "," in workers or "MEGASCALE_COORDINATOR_ADDRESS" in env or int(env.get("SLURM_NTASKS", "1") or 1) > 1
+    tasks = env.get("SLURM_NTASKS") or "1"
+    if not tasks.isdigit():
+        raise InputError(f"joining processes: SLURM_NTASKS is {tasks!r}; it must be a whole number, or not be set")
+    return "," in workers or "MEGASCALE_COORDINATOR_ADDRESS" in env or int(tasks) > 1
 
 
 def _join(**arguments) -> None:

@@ -157,6 +157,7 @@ class Loop:
         self.counts: dict[str, int] = {}
         self.position: dict[str, Any] = {}
         self.saved_step: int | None = None
+        self.compile_seconds = 0.0
 
     def steps(self, state: TrainState, start: int, data_state: Mapping[str, Any] | None) -> TrainState:
         """Runs from step `start` to the end of the experiment and saves the last state."""
@@ -199,6 +200,9 @@ class Loop:
     def show_first_batch(self, batch: Batch) -> None:
         """Pictures and texts as they reach the model, to a file and to TensorBoard."""
         count = self.experiment.reports.first_batch_images
+        for what, found in batch.info.counts.items():
+            if found:
+                self.reporter.message(f"{found} of the first {len(batch.info.keys)} examples were {what}")
         arrays = {name: local_rows(array, count) for name, array in batch.arrays.items() if name in ("image", "text")}
         preprocess = self.experiment.data.preprocess
         if "image" in arrays and "text" in arrays and isinstance(preprocess, Tokenizes):
@@ -210,7 +214,7 @@ class Loop:
         compiled = self.run.step.lower(state, {**batch.arrays, VOTES: self.ballot.array(leave=False)}).compile()
         seconds = time.monotonic() - began
         self.reporter.message(f"compiled the train step in {seconds:.1f} s; it takes {memory_sentence(compiled)}")
-        self.reporter.write(self.position["step"], {"compile/seconds": seconds})
+        self.compile_seconds = seconds
         self.compiles.take()
         self.throughput.read()
         self.watchdog.feed()
@@ -229,6 +233,8 @@ class Loop:
             line: dict[str, Any] = {f"train/{name}": value.item() for name, value in values.items()}
             line |= {"data/digest": digest, "data/damaged": self.quarantine.damaged}
             line |= {f"data/{name}": count for name, count in self.counts.items()}
+            if step == start + 1:
+                line["compile/seconds"] = self.compile_seconds
             self.reporter.write(step, line | self.throughput.read() | memory_metrics())
             again = self.compiles.take()
             if again.count:

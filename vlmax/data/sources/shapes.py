@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from vlmax.data.example import Example
 from vlmax.data.sources import shapes_render, shapes_text
-from vlmax.data.sources.shapes_scene import COLORS, SHAPES, Kind, Scene, make_scene, rgb, stream
+from vlmax.data.sources.shapes_scene import COLORS, SHAPES, Kind, Layout, Scene, make_scene, rgb, stream
 from vlmax.errors import InputError
 
 MINIMUM_SIZE = 24  # pixels; below it the shapes cannot be told apart
@@ -35,6 +35,8 @@ class Shapes:
       kinds: which scenes there are, drawn alike: `single` (one object at a place), `pair` (two objects in a
         relation), `group` (several equal objects), `several` (several different ones).
       max_objects: how many objects a `group` or `several` scene has at most, 3 to 9.
+      jitter: how far positions, radii and tints stray, 0 to 1; at 0 objects stand on a fixed grid, which is
+        learned sooner. The words do not depend on it.
       captions: `all` gives captions that determine the scene and looser ones; `full` the determining ones only.
       distinct: leaves out scenes whose first caption an earlier one has: for retrieval.
     """
@@ -45,6 +47,7 @@ class Shapes:
     seed: int = 0
     kinds: tuple[Kind, ...] = ("single", "pair", "group")
     max_objects: int = 4
+    jitter: float = 1.0
     captions: Literal["all", "full"] = "all"
     distinct: bool = False
 
@@ -55,17 +58,18 @@ class Shapes:
 
     def open(self) -> ShapesReader:
         """A reader; raises `InputError` where a field has no meaning."""
-        if self.count < 1 or self.size < MINIMUM_SIZE or not 3 <= self.max_objects <= 9 or not self.kinds:
+        sizes = self.count >= 1 and self.size >= MINIMUM_SIZE and 3 <= self.max_objects <= 9
+        if not sizes or not self.kinds or not 0 <= self.jitter <= 1:
             raise InputError(
                 f"opening the source {self.name}: count={self.count}, size={self.size}, kinds={self.kinds}, "
-                f"max_objects={self.max_objects}; count must be at least 1, size at least {MINIMUM_SIZE} pixels, "
-                "max_objects 3 to 9 and kinds not empty; change the fields of Shapes"
+                f"max_objects={self.max_objects}, jitter={self.jitter}; count must be at least 1, size at least "
+                f"{MINIMUM_SIZE} pixels, max_objects 3 to 9, jitter 0 to 1 and kinds not empty; change the fields of Shapes"
             )
         return ShapesReader(self, tuple(_distinct_indices(self)) if self.distinct else None)
 
     def scene(self, index: int) -> Scene:
         """The scene at `index`, before `distinct` leaves any out."""
-        return make_scene(self.split, self.seed, int(index), self.kinds, self.max_objects, self.size)
+        return make_scene(self.split, self.seed, index, self.kinds, Layout(self.size, self.max_objects, self.jitter))
 
 
 class ShapesReader:
@@ -84,20 +88,19 @@ class ShapesReader:
             raise IndexError(f"{self.config.name} has {len(self)} examples, index {index} is outside")
         if self.indices is not None:
             index = self.indices[index]
-        index = int(index)  # NumPy's own integers would overflow
         config, scene = self.config, self.config.scene(index)
         texts = shapes_text.full_captions(scene)
         if config.captions == "all":
             texts += shapes_text.loose_captions(scene)
         key = f"{config.split}-{config.seed}-{index}"
-        return Example(key, render(scene, config.seed, index), texts, shapes_text.LazyFields(scene))
+        return Example(key, render(scene, config.seed, index, config.jitter), texts, shapes_text.LazyFields(scene))
 
 
-def render(scene: Scene, seed: int, index: int) -> UInt8[np.ndarray, "size size 3"]:
+def render(scene: Scene, seed: int, index: int, jitter: float = 1.0) -> UInt8[np.ndarray, "size size 3"]:
     """The picture of a scene; seed and index choose the exact tint of each colour."""
     draws = stream(seed, "tint", index)
-    patches = [(o.shape, o.x, o.y, o.radius, rgb(o.color, draws)) for o in scene.objects]
-    return shapes_render.paint(scene.size, rgb(scene.background, draws), patches)
+    patches = [(o.shape, o.x, o.y, o.radius, rgb(o.color, draws, jitter)) for o in scene.objects]
+    return shapes_render.paint(scene.size, rgb(scene.background, draws, jitter), patches)
 
 
 def _distinct_indices(config: Shapes) -> Iterator[int]:

@@ -50,7 +50,7 @@ class Draws:
 def stream(seed: int, purpose: str, index: int) -> Draws:
     """The random stream of one purpose at one index."""
     start = Draws((seed << 32) ^ zlib.crc32(purpose.encode()))
-    return Draws((start.below(1 << 63) << 1) ^ (index * 0xD1342543DE82EF95))
+    return Draws((start.below(1 << 63) << 1) ^ (int(index) * 0xD1342543DE82EF95))  # NumPy's integers would overflow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,35 +106,45 @@ def radius_range(size: str, image: int) -> tuple[int, int]:
     return (image * 16 // 128, image * 18 // 128) if size == "small" else (image * 26 // 128, image * 30 // 128)
 
 
-def rgb(color: str, draws: Draws) -> tuple[int, int, int]:
+def rgb(color: str, draws: Draws, jitter: float) -> tuple[int, int, int]:
     """A tint of the named colour."""
     red, green, blue = COLORS.get(color) or BACKGROUNDS[color]
-    return _byte(red + draws.around(14)), _byte(green + draws.around(14)), _byte(blue + draws.around(14))
+    spread = round(14 * jitter)
+    return _byte(red + draws.around(spread)), _byte(green + draws.around(spread)), _byte(blue + draws.around(spread))
 
 
 def _byte(value: int) -> int:
     return min(max(value, 0), 255)
 
 
-def make_scene(split: str, seed: int, index: int, kinds: tuple[Kind, ...], max_objects: int, image: int) -> Scene:
-    """The scene at an index; the same words at every image size."""
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What scenes are made within: image size in pixels, most objects, and how far things stray (0 to 1)."""
+
+    image: int
+    max_objects: int
+    jitter: float
+
+
+def make_scene(split: str, seed: int, index: int, kinds: tuple[Kind, ...], layout: Layout) -> Scene:
+    """The scene at an index; the same words whatever the image size and jitter."""
     draws = stream(seed, split, index)
     kind = kinds[draws.below(len(kinds))]
     background = tuple(BACKGROUNDS)[draws.below(len(BACKGROUNDS))]
     first = PAIRS[split][draws.below(len(PAIRS[split]))]
     others = PAIRS["train"] if split == "train" else ALL_PAIRS
     make = {"single": _single, "pair": _pair, "group": _group, "several": _several}[kind]
-    return Scene(kind, make(draws, first, others, max_objects, image), background, image)
+    return Scene(kind, make(draws, first, others, layout), background, layout.image)
 
 
-def _thing(draws: Draws, pair: tuple[str, str], size: str, x: int, y: int, image: int, spread: int) -> Thing:
+def _thing(draws: Draws, pair: tuple[str, str], size: str, x: int, y: int, layout: Layout, spread: int) -> Thing:
     """An object near (x, y), both in 64ths of the image, moved by up to `spread` 64ths and kept inside."""
-    low, high = radius_range(size, image)
-    radius = low + draws.below(high - low + 1)
+    low, high = radius_range(size, layout.image)
+    radius = (low + high) // 2 if layout.jitter == 0 else low + draws.below(high - low + 1)
 
     def inside(place: int) -> int:
-        moved = (place * 64 + 32 + draws.around(64 * spread)) * image // 4096
-        return min(max(moved, radius), image - radius)
+        moved = (place * 64 + draws.around(round(64 * spread * layout.jitter))) * layout.image // 4096
+        return min(max(moved, radius), layout.image - radius)
 
     return Thing(*pair, size, inside(x), inside(y), radius)
 
@@ -142,35 +152,35 @@ def _thing(draws: Draws, pair: tuple[str, str], size: str, x: int, y: int, image
 GRID = (11, 32, 53)  # centres of the ninths, in 64ths
 
 
-def _single(draws: Draws, first: tuple[str, str], others, max_objects: int, image: int) -> tuple[Thing, ...]:
+def _single(draws: Draws, first: tuple[str, str], others, layout: Layout) -> tuple[Thing, ...]:
     size, x, y = SIZES[draws.below(2)], GRID[draws.below(3)], GRID[draws.below(3)]
-    return (_thing(draws, first, size, x, y, image, 2),)
+    return (_thing(draws, first, size, x, y, layout, 2),)
 
 
-def _pair(draws: Draws, first: tuple[str, str], others, max_objects: int, image: int) -> tuple[Thing, ...]:
+def _pair(draws: Draws, first: tuple[str, str], others, layout: Layout) -> tuple[Thing, ...]:
     dx, dy = tuple(RELATIONS.values())[draws.below(4)]
     second = _another(draws, others, {first})
-    along = 32 + draws.around(8)  # where the two stand on the other axis
+    along = 32 + draws.around(round(8 * layout.jitter))  # where the two stand on the other axis
     sizes = SIZES[draws.below(2)], SIZES[draws.below(2)]
     centers = [(32 + sign * 17 * dx, along) if dx else (along, 32 + sign * 17 * dy) for sign in (1, -1)]
     pairs = (first, second)
-    return tuple(_thing(draws, p, s, x, y, image, 1) for p, s, (x, y) in zip(pairs, sizes, centers, strict=True))
+    return tuple(_thing(draws, p, s, x, y, layout, 1) for p, s, (x, y) in zip(pairs, sizes, centers, strict=True))
 
 
-def _group(draws: Draws, first: tuple[str, str], others, max_objects: int, image: int) -> tuple[Thing, ...]:
-    count = 2 + draws.below(max_objects - 1)
+def _group(draws: Draws, first: tuple[str, str], others, layout: Layout) -> tuple[Thing, ...]:
+    count = 2 + draws.below(layout.max_objects - 1)
     size = SIZES[draws.below(2)] if count <= 4 else "small"
-    return tuple(_thing(draws, first, size, x, y, image, 1) for x, y in _cells(draws, count, size))
+    return tuple(_thing(draws, first, size, x, y, layout, 1) for x, y in _cells(draws, count, size))
 
 
-def _several(draws: Draws, first: tuple[str, str], others, max_objects: int, image: int) -> tuple[Thing, ...]:
-    count = 3 + draws.below(max_objects - 2)
+def _several(draws: Draws, first: tuple[str, str], others, layout: Layout) -> tuple[Thing, ...]:
+    count = 3 + draws.below(layout.max_objects - 2)
     pairs = [first]
     while len(pairs) < count:
         pairs.append(_another(draws, others, set(pairs)))
     size = "large" if count <= 4 and draws.below(2) else "small"
     cells = _cells(draws, count, size)
-    return tuple(_thing(draws, p, size, x, y, image, 1) for p, (x, y) in zip(pairs, cells, strict=True))
+    return tuple(_thing(draws, p, size, x, y, layout, 1) for p, (x, y) in zip(pairs, cells, strict=True))
 
 
 def _another(draws: Draws, pairs, taken: set[tuple[str, str]]) -> tuple[str, str]:

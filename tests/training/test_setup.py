@@ -40,7 +40,7 @@ WRONG = {
         ["data.batch_size 30", "mesh axes data=8", "the nearest that does is 32"],
     ),
     "microbatch over the mesh": (
-        tiny.with_data(tiny.experiment(microbatches=6), batch_size=120),
+        dataclasses.replace(tiny.with_data(tiny.experiment(), batch_size=120), microbatches=6),
         ["data.batch_size 120 in 6 microbatches over 8 devices", "the nearest batch size that does is 96"],
     ),
     "parameter over the mesh": (

@@ -21,7 +21,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "gra
 
 # Fields that may differ when a run is resumed: they change where and how fast it runs or what it writes, no weights.
 HARMLESS = ("mesh", "rules", "checkpoints", "reports", "safety", "evaluations", "evaluation_image", "evaluate_every")
-HARMLESS_DATA = ("data.workers", "data.threads", "data.prefetch")
+HARMLESS_DATA = ("data.workers", "data.threads", "data.prefetch", "data.quarantine_limit", "data.quarantine_minimum")
 
 
 def resolved(value: Any) -> Any:

@@ -63,7 +63,7 @@ class Shapes:
             raise InputError(
                 f"opening the source {self.name}: count={self.count}, size={self.size}, kinds={self.kinds}, "
                 f"max_objects={self.max_objects}, jitter={self.jitter}; count must be at least 1, size at least "
-                f"{MINIMUM_SIZE} pixels, max_objects 3 to 9, jitter 0 to 1 and kinds not empty; change the fields of Shapes"
+                f"{MINIMUM_SIZE} pixels, max_objects 3 to 9, jitter 0 to 1 and kinds not empty; change these of Shapes"
             )
         return ShapesReader(self, tuple(_distinct_indices(self)) if self.distinct else None)
 

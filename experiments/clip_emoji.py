@@ -1,15 +1,16 @@
-"""CLIP on real pictures: emoji in three drawing styles, tested on a fourth that no training step saw.
+r"""CLIP on real pictures: emoji in three drawing styles, tested on a fourth that no training step saw.
 
-The pictures (6,894 of 64 x 64 pixels) lie in a folder with images.jsonl, codepoints.jsonl and a zip file a vendor. Prepare
-them once, training and test split, then train; give the folder's place with --root where it is another:
+The pictures (6,894 of 64 x 64 pixels) lie in a folder with images.jsonl, codepoints.jsonl and a zip file a vendor.
+Prepare them once, training and test split, then train; --root is the folder's place:
 
     python -m vlmax.prepare --source experiments/clip_emoji.py:train --root ../shared/data/emoji --out data/emoji
-    python -m vlmax.prepare --source experiments/clip_emoji.py:test --root ../shared/data/emoji --out data/emoji --split test
+    python -m vlmax.prepare --source experiments/clip_emoji.py:test --root ../shared/data/emoji --out data/emoji \
+        --split test
     python -m vlmax.train --config experiments/clip_emoji.py
 
-Training: noto, fluent3d and fluentflat, captions with up to four keywords. Test: twemoji, the pictures whose caption and
-pixels are theirs alone; retrieval both ways, and zero-shot classification over the names of 98 subgroups. Hardware: two
-CPU cores. Time and scores, beside those of a PyTorch CLIP given the same: docs/performance.md.
+Training: noto, fluent3d and fluentflat, captions with up to four keywords. Test: the 1,885 pictures of twemoji whose
+caption and pixels are theirs alone; retrieval both ways, and zero-shot classification over the names of 98 subgroups.
+Hardware: two CPU cores. Time and scores, beside those of a PyTorch CLIP given the same: docs/performance.md.
 
 Model FLOPs an example are at most those of a ViT of 6 layers (width 192, patch 16) with a text encoder of 3 layers
 (width 192, 16 tokens): the text encoder has one layer less, and there is no class token.

@@ -23,13 +23,14 @@ from vlmax.systems.clip import CLIP
 from vlmax.training.optimizers import AdamW, Optimizer
 from vlmax.training.schedules import Cosine
 
+VARIANTS = ("base",)
 SIZE = 48  # pixels
 
 
 def get_config(variant: str = "base") -> Experiment:
     """The experiment; it has no variants."""
-    if variant != "base":
-        raise unknown_variant(variant, ("base",))
+    if variant not in VARIANTS:
+        raise unknown_variant(variant, VARIANTS)
     image = ImageTransform(Squash(SIZE))
     return Experiment(
         name="clip_shapes",

@@ -40,7 +40,9 @@ def load_file(path: Path) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path:
         return loaded
-    if not name.isidentifier() or loaded is not None or importlib.util.find_spec(name) is not None:
+    found = None if loaded is not None or not name.isidentifier() else importlib.util.find_spec(name)
+    taken = loaded is not None or (found is not None and Path(found.origin or "").resolve() != path)
+    if taken or not name.isidentifier():
         raise InputError(f"--config: {path.name} cannot be imported as module {name!r}: rename the file")
     sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)

@@ -21,6 +21,10 @@ class InputError(ValueError):
     """The run cannot start or go on because of something the user gave; the message says what to change."""
 
 
+class RunFailed(Exception):
+    """The run went wrong by itself, through no field that the user gave; the message says how and what can be done."""
+
+
 class RestartRequested(Exception):
     """The state is saved and the process leaves so that the platform starts it again."""
 
@@ -42,6 +46,9 @@ def exit_codes() -> Iterator[None]:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INPUT)
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except RestartRequested as request:
         print(f"restart: {request}", file=sys.stderr)
         sys.exit(EXIT_RESTART)

@@ -18,6 +18,7 @@ from vlmax.data.images import ImageTransform, Squash
 from vlmax.data.pipeline import Data, Weighted
 from vlmax.data.preprocess import ImageText
 from vlmax.data.sources.shapes import Shapes, class_names
+from vlmax.data.sources.table import Table
 from vlmax.data.sources.webdataset import WebDataset
 from vlmax.data.tokenizers import TrainedBpe
 from vlmax.evaluation.retrieval import Retrieval
@@ -31,8 +32,8 @@ from vlmax.training.schedules import Cosine
 
 SIZE, LENGTH, VOCAB = 32, 16, 264
 BATCH, STEPS = 16, 24
-RECORDS = "VLMAX_TEST_RECORDS"  # the folder of tar shards that variant `records` reads
-VARIANTS = ("base", "evaluated", "slow", "stuck", "breaks", "records")
+RECORDS = "VLMAX_TEST_RECORDS"  # names the folder that the variants `tars` and `table` read
+VARIANTS = ("base", "evaluated", "slow", "stuck", "breaks", "tars", "table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +97,10 @@ def get_config(variant: str = "base") -> Experiment:
         return with_source(base, SlowShapes(size=SIZE, count=4 * BATCH, seconds=0, stuck=0))
     if variant == "breaks":
         return dataclasses.replace(base, system=BreakingCLIP(**shallow(base.system)))
-    if variant == "records":
-        return with_source(base, WebDataset((str(Path(os.environ[RECORDS]) / "*.tar"),), name="records"))
+    if variant == "tars":
+        return with_source(base, WebDataset((str(Path(os.environ[RECORDS]) / "*.tar"),), name="tars"))
+    if variant == "table":
+        return with_source(base, Table((str(Path(os.environ[RECORDS]) / "table.jsonl"),), name="table"))
     return base
 
 

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from vlmax.errors import InputError
+from vlmax.errors import InputError, RunFailed
 from vlmax.experiment import Checkpoints
 from vlmax.training.state import TrainState, state_bytes
 
@@ -25,7 +25,7 @@ FOLDER = "checkpoints"
 ITEMS = ("state", "data", "experiment")
 
 
-class SaveFailed(Exception):
+class SaveFailed(RunFailed):
     """A checkpoint could not be written; the message names the cause and the newest one that is whole."""
 
 

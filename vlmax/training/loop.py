@@ -21,7 +21,7 @@ from vlmax.data.digest import digest_hex
 from vlmax.data.example import Tokenizes
 from vlmax.data.pipeline import Batch, Pipeline, differences
 from vlmax.data.quarantine import Quarantine
-from vlmax.errors import InputError, RestartRequested
+from vlmax.errors import InputError, RestartRequested, RunFailed
 from vlmax.experiment import Experiment
 from vlmax.reporting.compiles import CompileLog
 from vlmax.reporting.flops import peak_flops, train_flops_per_example
@@ -41,7 +41,7 @@ from vlmax.training.step import VOTES
 STOP = LEAVE + 1  # beyond what processes vote for: every process finds it in the metrics by itself
 
 
-class RunStopped(Exception):
+class RunStopped(RunFailed):
     """The run went wrong in a way that going on would not mend; the last good state is saved."""
 
 

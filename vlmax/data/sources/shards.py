@@ -12,8 +12,9 @@ from vlmax.data.sources.webdataset import WebDataset
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """One list of shards: `.tar` with `jpg` and `txt` (as img2dataset writes them), or `.array_record` with the features
-    `image` and `texts` (as vlmax.prepare does). For shards made otherwise take `WebDataset` or `ArrayRecord` itself.
+    """Tar shards with `jpg` and `txt`, as img2dataset writes them, or ArrayRecord files, as vlmax.prepare does.
+
+    The latter have the features `image` and `texts`. For shards made otherwise take `WebDataset` or `ArrayRecord`.
 
     Attributes:
       paths: the shards: paths, globs, brace lists (`pairs/{00000..41454}.tar`), on disk or in an object store.

@@ -66,7 +66,7 @@ def get_config(variant: str = "base") -> Experiment:
         name="clip_emoji",
         system=CLIP(
             image=ViT(image=SIZE, patch=16, width=192, depth=6, heads=3, mlp=768, pool="mean", drop_path=0.1),
-            text=TextEncoder(width=192, depth=2, heads=3, mlp=768, vocab=VOCAB, context=LENGTH, dropout=0.1),
+            text=TextEncoder(width=192, depth=2, heads=3, mlp=768, vocab=VOCAB, context=LENGTH),
             embed=128,
             dtype="float32",
         ),
@@ -76,7 +76,7 @@ def get_config(variant: str = "base") -> Experiment:
             Cosine(peak=1e-3, warmup_steps=100),
             clip_norm=1.0,
         ),
-        steps=1400,
+        steps=1200,
         ema_decay=0.998,
         evaluation_image=image,
         evaluations=(
@@ -123,6 +123,10 @@ class AugmentedEmoji:
     def tokenize(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
         """Texts as the model reads them."""
         return self.pairs.tokenize(texts)
+
+    def detokenize(self, tokens: Int32[np.ndarray, "n length"]) -> list[str]:
+        """The texts again, for people."""
+        return self.pairs.detokenize(tokens)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Features:
         """The features; raises `BadRecord` where there is no picture or caption, or it cannot be decoded."""

@@ -16,8 +16,10 @@ no gradient clipping.
 | b32 | 62.9 % | LAION-400M, open_clip: 36 hours on 128 A100 40 GB |
 | b16 | 67.1 % | LAION-400M, open_clip: 61 hours on 176 A100 |
 | l14 | 75.5 % (LAION-400M: 72.8 %) | OpenAI's data: 12 days on 256 V100; open_clip: 127 hours on 400 A100 |
-| rn50 | 59.8 % | OpenAI's data; time not published |
-| tiny | TINY_SCORE | `shapes`: TINY_TIME on two CPU cores |
+| rn50 | 59.8 % | OpenAI's data; no time given |
+
+`:tiny` is the same code on `shapes`, about 2 minutes on two CPU cores: retrieval R@1 above 0.6 both ways among 256
+unseen combinations (measured 0.64 and 0.63; chance is 0.004).
 
 The scores are with 80 templates; the evaluation here has the 7 that OpenAI's notebook found to do as well. Its data is
 a folder that you prepare of the ImageNet validation pictures, from a table with their paths and class names (the
@@ -26,7 +28,8 @@ folder is `evaluations.0.source.dataset`; without one set evaluations=() below):
     python -m vlmax.prepare --source imagenet_val.csv --image {file} --texts class --fields class \
         --out data/imagenet --split validation
 
-On less hardware: `--microbatches 8` keeps the batch and the gradient exactly, `--system.image.remat full` saves memory.
+On less hardware: `--microbatches 8` keeps the batch and its exact gradient (but rn50's batch norms see a part at a
+time), `--system.image.remat full` saves memory.
 """
 
 from vlmax.data.images import CentreCrop, ImageTransform, RandomResizedCrop

@@ -15,7 +15,9 @@ the paper's runs from scratch saw is not known to us: as for CLIP, 12.8 billion,
 steps of warm-up.
 
 Published: 72.1 % ImageNet zero-shot after 2 days and 73.4 % after 5 days on 32 TPU v4 chips, on WebLI (paper, table 1).
-`:tiny` trains the same code on `shapes`: TINY_TIME on two CPU cores to TINY_SCORE.
+
+`:tiny` is the same code on `shapes`, about 2 minutes on two CPU cores: retrieval R@1 above 0.45 both ways among 256
+unseen combinations (measured 0.47 and 0.48; chance is 0.004).
 
 The evaluation reads a folder that you prepare of the ImageNet validation pictures, from a table with their paths and
 class names (the folder is `evaluations.0.source.dataset`; without one set evaluations=() below):

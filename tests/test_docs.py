@@ -1,4 +1,4 @@
-"""The commands and the code in README.md, docs/ and the experiments' docstrings: each is read as its program reads it."""
+"""Commands and code in README.md, docs/ and the experiments' docstrings: each is read as its program reads it."""
 
 from __future__ import annotations
 

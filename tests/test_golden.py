@@ -52,5 +52,3 @@ def test_the_optimizer_fits_the_system(file: Path, variant: str):
     built = experiment.optimizer.build(boxed, experiment.steps, system.locked())
     assert not all(built.frozen.values())
     assert experiment.evaluation_image.size == system.inputs()["image"].shape[0]
-    assert experiment.data.preprocess.length == system.inputs()["text"].shape[0]
-    assert experiment.data.preprocess.image.size == system.inputs()["image"].shape[0]

@@ -103,6 +103,7 @@ class Experiment:
             "checkpoints.keep_last": self.checkpoints.keep_last,
             "checkpoints.keep_every": self.checkpoints.keep_every,
             "reports.every_steps": self.reports.every_steps,
+            "reports.first_batch_images": self.reports.first_batch_images,
             "safety.nonfinite_steps": self.safety.nonfinite_steps,
             "safety.step_timeout_seconds": self.safety.step_timeout_seconds,
         }
@@ -114,6 +115,14 @@ class Experiment:
         if self.frozen_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"experiment {self.name!r}: frozen_dtype is {self.frozen_dtype!r}; it must be float32 or bfloat16"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"experiment {self.name!r}: seed is {self.seed}; it must lie between 0 and {2**32 - 1}")
+        names = [evaluation.name for evaluation in self.evaluations]
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"experiment {self.name!r}: two of its evaluations share a name, {names}, and one's scores would hide "
+                "the other's; give each its own field `name`"
             )
         if self.data.batch_size % self.microbatches:
             below = max(d for d in range(1, self.microbatches + 1) if self.data.batch_size % d == 0)

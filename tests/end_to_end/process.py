@@ -29,7 +29,12 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
 
 
 def start(
-    workdir: Path, *arguments: str, module: str = "vlmax.train", config: str | Path = TINY, devices: int = 1, **more: str
+    workdir: Path,
+    *arguments: str,
+    module: str = "vlmax.train",
+    config: str | Path = TINY,
+    devices: int = 1,
+    **more: str,
 ) -> subprocess.Popen[str]:
     """Starts `python -m MODULE --config CONFIG --workdir WORKDIR ...`; its output is one stream of text."""
     command = [sys.executable, "-m", module, "--config", str(config), "--workdir", str(workdir), *arguments]
@@ -98,7 +103,7 @@ def run_together(workdir: Path, *arguments: str, processes: int, devices: int, t
 
 
 def column(workdir: Path, name: str) -> dict[int, float | str]:
-    """step -> value of one metric."""
+    """Step -> value of one metric."""
     return {int(row["step"]): row[name] for row in read_metrics(workdir / "metrics.jsonl") if name in row}
 
 

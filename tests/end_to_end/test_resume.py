@@ -136,8 +136,8 @@ def test_finished_run_started_again(evaluated: tuple[Path, str], tmp_path: Path)
 
 def scores(output: str) -> list[str]:
     """The rows of the final table of scores."""
-    rows = [" ".join(line.split()) for line in output.splitlines() if "eval/" in line]
-    assert len(rows) == len(set(rows)) > 4
+    rows = sorted({" ".join(line.split()) for line in output.splitlines() if line.startswith("│ eval/")})
+    assert len(rows) > 4
     return rows
 
 

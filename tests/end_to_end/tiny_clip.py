@@ -2,7 +2,8 @@
 
     python -m vlmax.train --config tests/end_to_end/tiny_clip.py[:variant] --workdir DIR
 
-Sizes divide for eight devices on `fsdp`, or two on each of `data`, `fsdp` and `tensor`. Compiles in seconds on one CPU core.
+Sizes divide for eight devices on `fsdp`, or two on each of `data`, `fsdp` and `tensor`.
+Compiles in seconds on one CPU core.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def get_config(variant: str = "base") -> Experiment:
     if variant == "slow":
         return with_source(base, SlowShapes(size=SIZE))
     if variant == "stuck":
-        return with_source(base, SlowShapes(size=SIZE, count=4 * BATCH, seconds=0, stuck=0))
+        return with_source(base, SlowShapes(size=SIZE, count=4 * BATCH, seconds=0, stuck=25))  # in step 4
     if variant == "breaks":
         return dataclasses.replace(base, system=BreakingCLIP(**shallow(base.system)))
     if variant == "tars":

@@ -68,3 +68,10 @@ def test_a_reporter_is_closed_after_an_error(tmp_path):
         reporter.write(1, {"train/loss": 1.0})
         raise RuntimeError("stop")
     assert scalars(tmp_path) == [(1, "train/loss", 1.0)]
+
+
+def test_without_tensorboard(tmp_path):
+    with Reporter(tmp_path, 4, tensorboard=False) as reporter:
+        reporter.write(1, {"train/loss": 1.0})
+        reporter.first_batch(np.zeros((1, 8, 8, 3), np.uint8), ["a word"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["first_batch.png", "metrics.jsonl"]

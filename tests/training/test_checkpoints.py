@@ -166,5 +166,5 @@ def test_a_save_that_fails_in_the_background_surfaces(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saved._manager, "check_for_errors", fail)
-    with pytest.raises(SaveFailed, match=r"No space left on device \(the newest whole checkpoint is 3\)"):
+    with pytest.raises(SaveFailed, match=r"No space left on device; make room.* \(the newest whole checkpoint is 3\)"):
         saved.check_errors()

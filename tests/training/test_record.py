@@ -45,7 +45,7 @@ def test_the_record_names_types_versions_and_the_commit(started):
 
 
 def test_an_experiment_holds_only_what_json_can():
-    with pytest.raises(TypeError, match="not ndarray|not function|not object"):
+    with pytest.raises(TypeError, match="tuples, numbers and strings, not object"):
         record.resolved({"a": object()})
     assert record.resolved((1, 2.5, "x", None, True, Path("a/b"))) == [1, 2.5, "x", None, True, "a/b"]
 
@@ -112,5 +112,5 @@ def test_a_directory_of_another_experiment_is_told_even_when_changes_are_accepte
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"experiment": {}}', '{"experiment": null}'])
 def test_a_record_that_cannot_be_read_is_told(tmp_path, content):
     (tmp_path / record.FILE).write_text(content)
-    with pytest.raises(InputError, match="cannot read .*experiment.json"):
+    with pytest.raises(InputError, match=r"cannot read .*experiment.json"):
         record.check_same_run(tmp_path, base(), accept_changes=False)

@@ -32,7 +32,7 @@ def optimizer(**changes) -> Optimizer:
 WRONG = {
     "mesh too large": (
         tiny.experiment(mesh=Mesh(data=3)),
-        ["data=3", "does not multiply to the number of devices, 8", "mesh.data=2"],
+        ["data=3", "does not multiply to the number of devices, 8", "mesh.data=8"],
     ),
     "mesh of two free axes": (tiny.experiment(mesh=Mesh(data=-1, fsdp=-1)), ["mesh.data and mesh.fsdp are -1"]),
     "batch over the mesh": (

@@ -54,6 +54,10 @@ class Evaluation(Protocol):
             """What its scores are called: `eval/<name>/<score>`."""
             ...
 
+    def check(self, mesh: Mesh) -> None:
+        """Raises `InputError` for what would else end the run at its first evaluation, such as a missing source."""
+        ...
+
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names, the same on every process. All processes must call it together."""
         ...

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int32
 
 from vlmax.data.example import BadRecord, Example, Feature, Features, Preprocess, Source
@@ -39,14 +40,21 @@ class Retrieval:
     limit: int | None = None
     """Only the first so many pictures; None for all."""
 
-    def run(self, context: Context) -> dict[str, float]:
-        """The scores by their full names; raises `InputError` for sizes or a prompt that do not fit."""
+    def check(self, mesh: Mesh) -> None:
+        """Opens the source; raises `InputError` for sizes or a prompt that do not fit."""
         where = f"evaluation {self.name!r}"
         if self.captions < 1 or self.prompt.count("{}") != 1:
             raise InputError(
                 f"{where}: captions is {self.captions} and prompt {self.prompt!r}; read at least 1 caption, and "
                 "give the prompt one {} for it"
             )
+        features.check_batch_size(self.name, self.batch_size, mesh)
+        first(self.source, self.limit, where).open()
+
+    def run(self, context: Context) -> dict[str, float]:
+        """The scores by their full names; raises `InputError` as `check` does."""
+        self.check(context.mesh)
+        where = f"evaluation {self.name!r}"
         captioned = CaptionedImage(context.image, context.tokenize, self.captions, self.prompt)
 
         def embed(batch: features.Arrays) -> features.Arrays:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from jax.sharding import Mesh
 
 from vlmax.data.example import BadRecord, Example, Feature, Features, Preprocess, Reader, Source
 from vlmax.errors import InputError, nearest
@@ -41,10 +42,17 @@ class ZeroShot:
     limit: int | None = None
     """Only the first so many examples; None for all."""
 
+    def check(self, mesh: Mesh) -> None:
+        """Opens the source; raises `InputError` for templates, class names or sizes that do not fit."""
+        where = f"evaluation {self.name!r}"
+        features.check_batch_size(self.name, self.batch_size, mesh)
+        self._class_names(self.labels or self.class_names, where)
+        first(self.source, self.limit, where).open()
+
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` for labels, templates or sizes that do not fit."""
+        self.check(context.mesh)
         where = f"evaluation {self.name!r}"
-        features.check_batch_size(self.name, self.batch_size, context.mesh)
         source = first(self.source, self.limit, where)
         labels = self.labels or self.class_names or _labels_of(source.open(), self.label, where)
         names = self._class_names(labels, where)

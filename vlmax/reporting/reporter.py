@@ -25,22 +25,32 @@ class Reporter:
       total_steps: where the run ends.
       resume_step: last step of the checkpoint that the run goes on from, or None where it starts anew: later figures,
         from an attempt that died, are dropped. Write a step's metrics before its checkpoint, and none is ever missing.
+      tensorboard: whether TensorBoard gets them too.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], total_steps: int, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        total_steps: int,
+        resume_step: int | None = None,
+        *,
+        tensorboard: bool = True,
+    ) -> None:
         self._directory = Path(directory)
         self._console: Console | None = None
+        self._tensorboard: TensorBoard | None = None
         if jax.process_index() == 0:
             self._metrics = MetricsFile(self._directory / "metrics.jsonl", resume_step)
-            self._tensorboard = TensorBoard(self._directory, resume_step)
+            self._tensorboard = TensorBoard(self._directory, resume_step) if tensorboard else None
             self._console = Console(total_steps)
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
         """The figures of one step: numbers already on the host, or short texts such as `data/digest`."""
         if self._console is not None:
             self._metrics.write(step, metrics)
-            self._tensorboard.write(step, metrics)
             self._console.write(step, metrics)
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, metrics)
 
     def message(self, text: str) -> None:
         """A line on the console."""
@@ -63,15 +73,17 @@ class Reporter:
         if self._console is not None:
             sheet = contact_sheet(images, texts)
             Image.fromarray(sheet).save(self._directory / "first_batch.png")
-            self._tensorboard.picture("first_batch/images", step, sheet)
-            self._tensorboard.texts("first_batch/texts", step, texts)
+            if self._tensorboard is not None:
+                self._tensorboard.picture("first_batch/images", step, sheet)
+                self._tensorboard.texts("first_batch/texts", step, texts)
 
     def close(self) -> None:
         """Writes what is left. Call it at the end, also after an error."""
         if self._console is not None:
             self._console.close()
-            self._tensorboard.close()
             self._metrics.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def __enter__(self) -> Reporter:
         return self

@@ -6,7 +6,9 @@ renamed when it is whole. What is found half written is removed at the next star
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from vlmax.training.state import TrainState, state_bytes
 FORMAT = 1  # of the checkpoint as a whole; raised when an older vlmax could no longer read it
 FOLDER = "checkpoints"
 ITEMS = ("state", "data", "experiment")
+MAKE_ROOM = "make room, lower checkpoints.keep_last, or move the run with --workdir"
 
 
 class SaveFailed(RunFailed):
@@ -44,14 +47,15 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        logging.getLogger("absl").addFilter(not_raised_here)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self.directory, options=self._options, item_names=ITEMS)
 
     def steps(self) -> list[int]:
-        """Steps that have a committed checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps that have a committed checkpoint, ascending; read from the disk, for a save may be under way."""
+        return sorted(ocp.path.step.checkpoint_steps(self.directory))
 
     def save(self, step: int, state: TrainState, data: Mapping[str, Any], experiment: Mapping[str, Any]) -> None:
         """Starts a save; returns when the state is copied off the devices, so that the next step may reuse them.
@@ -81,7 +85,7 @@ class Checkpointer:
         if free < needed:
             raise SaveFailed(
                 f"saving to {self.directory}: a checkpoint takes {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
-                f"make room, lower checkpoints.keep_last, or move the run with --workdir ({self._newest()})"
+                f"{MAKE_ROOM} ({self._newest()})"
             )
 
     def check_errors(self) -> None:
@@ -187,13 +191,23 @@ class Checkpointer:
         return f"the newest whole checkpoint is {steps[-1]}" if steps else "there is no whole checkpoint"
 
     def _failed(self, error: Exception) -> SaveFailed:
-        return SaveFailed(f"saving to {self.directory} failed: {first_line(error)} ({self._newest()})")
+        no_space = "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        advice = f"; {MAKE_ROOM}" if no_space else ""
+        return SaveFailed(f"saving to {self.directory} failed: {first_line(error)}{advice} ({self._newest()})")
 
 
 def first_line(error: BaseException) -> str:
-    """The kind and the first line of an error's message."""
+    """Kind and first line of an error's message; of a long one the beginning and the end (the reason)."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    line = text[0] if len(text[0]) <= 300 else f"{text[0][:100]} ... {text[0][-200:]}"
+    return f"{type(error).__name__}: {line}"
+
+
+def not_raised_here(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax logs, once a thread, of an error that comes back as `SaveFailed`."""
+    return record.levelno < logging.ERROR or Path(ocp.__file__).parent not in Path(record.pathname).parents
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -54,15 +54,18 @@ def train(experiment: Experiment, workdir: Path, *, accept_changes: bool = False
       RunStopped: too many steps in a row were not finite; the last good state is saved.
       SaveFailed: a checkpoint could not be written; the one before it is whole.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(workdir)
     changed = record.check_same_run(workdir, experiment, accept_changes)
     with device_context(experiment) as mesh, contextlib.ExitStack() as stack:
         run = prepare(experiment, mesh)
+        for evaluation in experiment.evaluations:
+            evaluation.check(mesh)  # before the run, not hours into it
         checkpointer = Checkpointer(workdir, experiment.checkpoints)
         stack.callback(checkpointer.close)
         state, data_state = restore_or_init(run, checkpointer)
         start = int(data_state["step"]) if data_state else 0
-        reporter = stack.enter_context(Reporter(workdir, experiment.steps, start if data_state else None))
+        tensorboard, resumed = experiment.reports.tensorboard, start if data_state else None
+        reporter = stack.enter_context(Reporter(workdir, experiment.steps, resumed, tensorboard=tensorboard))
         for field, (was, now) in changed.items():
             reporter.message(f"changed since the run was started: {field}: {was!r} -> {now!r}")
         write_record(workdir, experiment)
@@ -91,7 +94,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, float]:
         if restored is None:
             raise InputError(f"{workdir} has no checkpoint yet; train first")
         step, state, _ = restored
-        reporter = stack.enter_context(Reporter(workdir, experiment.steps, step))
+        tensorboard = experiment.reports.tensorboard
+        reporter = stack.enter_context(Reporter(workdir, experiment.steps, step, tensorboard=tensorboard))
         scores = Evaluator(run, reporter.message, lambda info: None)(state)
         reporter.write(step, scores)
         reporter.table("scores", ("score", "value"), sorted(scores.items()))
@@ -107,6 +111,14 @@ def restore_or_init(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, M
     # A person who starts a stopped run again wants it to go on.
     none = jax.device_put(np.int32(0), state.nonfinite_in_row.sharding)
     return dataclasses.replace(state, nonfinite_in_row=none), data
+
+
+def make_directory(workdir: Path) -> None:
+    """Makes the run's directory where it is not there yet."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir: cannot make the directory {workdir} ({error}); name another") from error
 
 
 def write_record(workdir: Path, experiment: Experiment) -> None:

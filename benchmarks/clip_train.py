@@ -8,8 +8,8 @@ normalised on the device; the peers' are normalised floats.
     python -m benchmarks.clip_train --peer-python ../peer/bin/python --repeats 3
     python -m benchmarks.clip_train --only                          # one run of vlmax alone, as a JSON line
 
-Give both the same cores (`taskset -c 0,1 python -m ...`). CPU seconds are disturbed by other processes far less than the
-clock; with `--passive-wait` the peers' waiting threads sleep, which makes theirs work alone.
+Give both the same cores (`taskset -c 0,1 python -m ...`). CPU seconds are disturbed by other processes far less than
+the clock; with `--passive-wait` the peers' waiting threads sleep, which makes theirs work alone.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def same(a, b):
 def test_shares_of_processes_make_up_the_same_global_batch(processes):
     placed = sharding((2, 4), ("data", "fsdp"), ("data", "fsdp"))
     devices = list(placed.mesh.devices.flat)
-    shares = [devices[p :: processes] for p in range(processes)]  # not neighbours on purpose
+    shares = [devices[p::processes] for p in range(processes)]  # not neighbours on purpose
     rows = [local_rows(placed, BATCH, share) for share in shares]
     assert sorted(r for share in rows for r in share) == list(range(BATCH))
     expected = whole(MIXED, 11)

@@ -147,9 +147,7 @@ class EvaluationBatches(Batches):
     def __init__(
         self, name: str, reader: Reader, preprocess: Preprocess, batch_size: int, rows: Sequence[int], threads: int = 1
     ):
-        self.blank = {
-            name: np.zeros(feature.shape, feature.dtype) for name, feature in preprocess.features().items()
-        }
+        self.blank = {name: np.zeros(feature.shape, feature.dtype) for name, feature in preprocess.features().items()}
         super().__init__([name], [reader], preprocess, FixedOrder(len(reader)), batch_size, rows, 0, threads)
 
     def __len__(self) -> int:

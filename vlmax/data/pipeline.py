@@ -143,9 +143,7 @@ def host_batches(data: Data, rows: Iterable[int], seed: int, start_step: int = 0
     return Batches(names, readers, data.preprocess, order, data.batch_size, tuple(rows), start_step, data.threads)
 
 
-def local_rows(
-    sharding: NamedSharding, batch_size: int, devices: Iterable[Any] | None = None
-) -> tuple[int, ...]:
+def local_rows(sharding: NamedSharding, batch_size: int, devices: Iterable[Any] | None = None) -> tuple[int, ...]:
     """The rows of a global batch that the given devices hold (default: those of this process), ascending.
 
     Raises:

@@ -111,7 +111,8 @@ class Mesh:
                 raise InputError(f"building the mesh: mesh.{axis} is {size}; it must be {advice}")
         open_axes = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
         if len(open_axes) > 1:
-            raise InputError(f"building the mesh: {' and '.join(open_axes)} are -1; only one axis can take what is left")
+            named = " and ".join(open_axes)
+            raise InputError(f"building the mesh: {named} are -1; only one axis can take what is left")
 
     def _nearest(self, devices: int) -> str:
         """What to set: the mesh that fits with the fewest and smallest changes."""

@@ -97,9 +97,12 @@ def ended_together(started: list[subprocess.Popen[str]], code: int = 0, timeout:
     return outputs
 
 
-def run_together(workdir: Path, *arguments: str, processes: int, devices: int, timeout: float = 300) -> list[str]:
+def run_together(
+    workdir: Path, *arguments: str, processes: int, devices: int, config: str | Path = TINY, timeout: float = 300
+) -> list[str]:
     """The same run as several processes joined on this machine, to the end."""
-    return ended_together(start_together(workdir, *arguments, processes=processes, devices=devices), timeout=timeout)
+    started = start_together(workdir, *arguments, processes=processes, devices=devices, config=config)
+    return ended_together(started, timeout=timeout)
 
 
 def column(workdir: Path, name: str) -> dict[int, float | str]:

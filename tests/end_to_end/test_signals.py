@@ -56,7 +56,7 @@ def test_sigterm_to_one_of_two_processes(reference: Path, tmp_path: Path):
     stopped = last_step(tmp_path)
     assert f"saved after step {stopped} of 24" in first and f"SIGTERM: saved after step {stopped} of 24" in second
     assert checkpoints(tmp_path)[-1] == stopped < 24
-    run_together(tmp_path, "--data.sources.0.source.seconds", "0", "--accept-changes", processes=2, devices=1)
+    run_together(tmp_path, processes=2, devices=1, config=SLOW)
     same_history(tmp_path, reference, 1e-5)
 
 

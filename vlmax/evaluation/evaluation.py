@@ -58,10 +58,6 @@ class Evaluation(Protocol):
         """Raises `InputError` for what would else end the run at its first evaluation, such as a missing source."""
         ...
 
-    def check(self) -> None:
-        """Raises `InputError` where its data cannot be opened; called before the run, which may be days before it."""
-        ...
-
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names, the same on every process. All processes must call it together."""
         ...

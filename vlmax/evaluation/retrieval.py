@@ -51,10 +51,6 @@ class Retrieval:
         features.check_batch_size(self.name, self.batch_size, mesh)
         first(self.source, self.limit, where).open()
 
-    def check(self) -> None:
-        """Opens the source, before the run; raises `InputError` where it cannot be opened."""
-        self.source.open()
-
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` as `check` does."""
         self.check(context.mesh)

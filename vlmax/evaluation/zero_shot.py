@@ -49,10 +49,6 @@ class ZeroShot:
         self._class_names(self.labels or self.class_names, where)
         first(self.source, self.limit, where).open()
 
-    def check(self) -> None:
-        """Opens the source, before the run; raises `InputError` where it cannot be opened."""
-        self.source.open()
-
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` for labels, templates or sizes that do not fit."""
         self.check(context.mesh)

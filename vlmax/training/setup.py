@@ -95,8 +95,6 @@ def prepare(experiment: Experiment, mesh: jax.sharding.Mesh) -> Run:
     """
     check_batch(experiment, mesh)
     check_features(experiment)
-    for evaluation in experiment.evaluations:
-        evaluation.check()
     system, key = experiment.system, jax.random.key(experiment.seed)
     # Parameters do not depend on how many examples there are: one a device lets every layer shard.
     example = {name: jnp.zeros((mesh.size, *x.shape), x.dtype) for name, x in system.inputs().items()}

@@ -95,7 +95,7 @@ def train_step(
 ) -> StepFunction:
     """The step function `(state, batch) -> (state', metrics)`.
 
-    A step whose loss or gradient norm is not finite changes nothing but the counters. The rng of a step is a function
+    A step whose loss, gradient norm or new parameters are not finite changes nothing but the counters. The rng of a step is a function
     of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32 `[B, 2]`, of which
     the metrics `digest` is made, and `votes` int32 `[devices]`, whose maximum every process reads back.
 
@@ -121,11 +121,11 @@ def train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, parts, carried, gradients = gradients_of(state, batch, rng)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         trainable = without(system.constrain(merge(trainable, state.frozen)), trainable)
+        parameter_norm = optax.tree.norm(trainable)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(parameter_norm)
         trainable, optimizer_state, carried = select(
             finite, (trainable, optimizer_state, carried), (state.trainable, state.optimizer, state.carried)
         )
@@ -138,7 +138,7 @@ def train_step(
             "loss": loss,
             "learning_rate": schedule(state.step - state.nonfinite_total),  # skipped steps do not count
             "gradient_norm": norm,
-            "parameter_norm": optax.tree.norm(trainable),
+            "parameter_norm": parameter_norm,
             "nonfinite_in_row": nonfinite,
             **parts,
         }

@@ -96,8 +96,8 @@ def train_step(
     """The step function `(state, batch) -> (state', metrics)`.
 
     A step whose loss, gradient norm or new parameters are not finite changes nothing but the counters. The rng of a
-    step is a function of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32 `[B, 2]`, of which
-    the metrics `digest` is made, and `votes` int32 `[devices]`, whose maximum every process reads back.
+    step is a function of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32
+    `[B, 2]`, of which the metrics `digest` is made, and `votes` int32 `[devices]`, whose maximum every process reads.
 
     Raises:
       InputError: microbatches over a system whose loss cannot be taken apart.

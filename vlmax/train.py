@@ -6,9 +6,10 @@ python -m vlmax.train --config FILE[:variant] [--workdir DIR] [--accept-changes]
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
-from vlmax.errors import exit_codes
+from vlmax.errors import EXIT_FAILED, exit_codes
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,4 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as leaving:
+        if leaving.code == EXIT_FAILED:
+            sys.stderr.flush()
+            os._exit(EXIT_FAILED)  # at once: the threads of a failed save would talk over the message, or never end
+        raise

@@ -95,8 +95,8 @@ def train_step(
 ) -> StepFunction:
     """The step function `(state, batch) -> (state', metrics)`.
 
-    A step whose loss, gradient norm or new parameters are not finite changes nothing but the counters. The rng of a
-    step is a function of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32
+    A step whose loss, gradient or update is not finite changes nothing but the counters. The rng of a step is a
+    function of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32
     `[B, 2]`, of which the metrics `digest` is made, and `votes` int32 `[devices]`, whose maximum every process reads.
 
     Raises:
@@ -124,8 +124,8 @@ def train_step(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         trainable = without(system.constrain(merge(trainable, state.frozen)), trainable)
-        parameter_norm = optax.tree.norm(trainable)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(parameter_norm)
+        update_norm = optax.tree.norm(updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         trainable, optimizer_state, carried = select(
             finite, (trainable, optimizer_state, carried), (state.trainable, state.optimizer, state.carried)
         )
@@ -138,7 +138,8 @@ def train_step(
             "loss": loss,
             "learning_rate": schedule(state.step - state.nonfinite_total),  # skipped steps do not count
             "gradient_norm": norm,
-            "parameter_norm": parameter_norm,
+            "parameter_norm": optax.tree.norm(trainable),
+            "update_norm": update_norm,
             "nonfinite_in_row": nonfinite,
             **parts,
         }

@@ -43,6 +43,7 @@ if __name__ == "__main__":
         main()
     except SystemExit as leaving:
         if leaving.code == EXIT_FAILED:
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(EXIT_FAILED)  # at once: the threads of a failed save would talk over the message, or never end
         raise

@@ -26,7 +26,7 @@ from pathlib import Path
 PEERS = ("transformers", "transformers --compile", "open_clip", "open_clip --compile")
 
 
-def system(workload: dict, dtype: str, remat: str):
+def system(workload: dict, dtype: str, remat: str, unroll: bool):
     """The workload's model as an experiment would write it."""
     from vlmax.models.encoders.text import TextEncoder
     from vlmax.models.encoders.vit import ViT
@@ -35,10 +35,10 @@ def system(workload: dict, dtype: str, remat: str):
     vision, text = workload["vision"], workload["text"]
     image_encoder = ViT(width=vision["width"], depth=vision["depth"], heads=vision["heads"], mlp=vision["ffn"],
                         patch=vision["patch"], image=vision["image"], activation=workload["activation"],
-                        remat=remat)  # fmt: skip
+                        remat=remat, unroll=vision["depth"] if unroll else 1)  # fmt: skip
     text_encoder = TextEncoder(width=text["width"], depth=text["depth"], heads=text["heads"], mlp=text["ffn"],
                                vocab=text["vocab"], context=text["context"], activation=workload["activation"],
-                               remat=remat)  # fmt: skip
+                               remat=remat, unroll=text["depth"] if unroll else 1)  # fmt: skip
     return CLIP(image_encoder, text_encoder, embed=workload["embed"], dtype=dtype)
 
 
@@ -83,7 +83,7 @@ def ours(arguments: argparse.Namespace) -> dict:
         jax.config.update("jax_default_matmul_precision", "highest")
     workload = json.loads((arguments.bench / "workloads.json").read_text())[arguments.workload]
     rows = arguments.batch or workload["batch"][arguments.device]
-    clip, batch = system(workload, arguments.dtype, arguments.remat), batch_of(workload, rows)
+    clip, batch = system(workload, arguments.dtype, arguments.remat, arguments.unroll), batch_of(workload, rows)
     optimizer = Optimizer(AdamW(weight_decay=0.1), Constant(1e-4), decay_multipliers=((".*", 1.0),))
     state, built = initial_state(clip, optimizer, batch)
     began = time.perf_counter()
@@ -101,7 +101,7 @@ def ours(arguments: argparse.Namespace) -> dict:
             losses.append(float(metrics["loss"]))
     return {
         "impl": "vlmax", "workload": arguments.workload, "batch": rows, "dtype": arguments.dtype,
-        "remat": arguments.remat, "samples_per_s": rows / statistics.median(seconds),
+        "remat": arguments.remat, "unroll": arguments.unroll, "samples_per_s": rows / statistics.median(seconds),
         "step_s": {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)},
         "cpu_s": {"min": min(cpu), "median": statistics.median(cpu), "max": max(cpu)},
         "compile_s": compile_s, "temporary_mib": step.memory_analysis().temp_size_in_bytes / 2**20,
@@ -128,6 +128,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """Runs vlmax and the peers in turn; prints every median, and vlmax against each peer."""
     repository = Path(__file__).resolve().parents[1]
     own = [sys.executable, "-m", "benchmarks.clip_train", "--only", "--remat", arguments.remat]
+    own += ["--unroll" if arguments.unroll else "--no-unroll"]
     own += ["--bench", str(arguments.bench.resolve()), *flags(arguments)]
     peer = [arguments.peer_python, str(arguments.bench / "peer_clip_train.py"), "--json", *flags(arguments)]
     peer += ["--passive-wait"] * arguments.passive_wait
@@ -138,17 +139,21 @@ def compare(arguments: argparse.Namespace) -> None:
             records[name].append(record_of(command, repository))
             print(f"  {name:24}{records[name][-1]['step_s']['median']:9.3f} s", file=sys.stderr, flush=True)
 
-    def median(name: str, key: str) -> float:
-        return statistics.median(record[key]["median"] for record in records[name])
+    def figures(name: str) -> tuple[float, float, float]:
+        """Seconds of a median step, of the fastest step of all runs, CPU seconds of a median step."""
+        steps, cpu = ([record[key] for record in records[name]] for key in ("step_s", "cpu_s"))
+        fastest = min(step["min"] for step in steps)
+        return statistics.median(s["median"] for s in steps), fastest, statistics.median(s["median"] for s in cpu)
 
     batch, busy = records["vlmax"][0]["batch"], max(r.get("others_share") or 0 for rs in records.values() for r in rs)
-    print(f"{arguments.workload}, batch {batch}, {arguments.dtype}, medians of {arguments.repeats} runs in turn; other "
-          f"processes took up to {busy:.0%} of the cores")  # fmt: skip
-    print(f"{'':24}{'s/step':>10}{'examples/s':>12}{'CPU s/step':>12}{'vlmax is faster by':>26}")
+    print(f"{arguments.workload}, batch {batch}, {arguments.dtype}, {arguments.repeats} runs of each in turn, "
+          f"{arguments.steps} steps a run; other processes took up to {busy:.0%} of the cores")  # fmt: skip
+    print(f"{'':24}{'examples/s':>12}{'s/step':>10}{'fastest':>10}{'CPU s':>10}   these, divided by vlmax's")
+    own_figures = figures("vlmax")
     for name in records:
-        wall, cpu = median(name, "step_s"), median(name, "cpu_s")
-        beside = f"{wall / median('vlmax', 'step_s'):13.2f} x clock, {cpu / median('vlmax', 'cpu_s'):.2f} x CPU"
-        print(f"{name:24}{wall:10.3f}{batch / wall:12.1f}{cpu:12.2f}{beside if name != 'vlmax' else '':>26}")
+        row = figures(name)
+        ratios = "".join(f"{theirs / mine:10.2f}" for theirs, mine in zip(row, own_figures, strict=True))
+        print(f"{name:24}{batch / row[0]:12.1f}" + "".join(f"{value:10.3f}" for value in row) + ratios)
     if arguments.json:
         with arguments.json.open("a") as file:
             file.writelines(json.dumps(record) + "\n" for rs in records.values() for record in rs)
@@ -164,7 +169,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="instead of the workload's own")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of a run")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps before them")
-    parser.add_argument("--remat", default="dots", help="vlmax: what the backward pass recomputes")
+    parser.add_argument("--remat", default="none", help="vlmax: what the backward pass recomputes")
+    parser.add_argument(
+        "--unroll", action=argparse.BooleanOptionalAction, default=True, help="vlmax: no loop over the layers"
+    )
     parser.add_argument("--bench", type=Path, default=shared / "bench", help="where peer_clip_train.py is")
     parser.add_argument("--only", action="store_true", help="one run of vlmax in this process, as a JSON line")
     parser.add_argument("--peer-python", help="a Python with the peer's requirements installed")

@@ -141,12 +141,12 @@ def test_a_layer_is_the_papers(family):
     np.testing.assert_allclose(states[0], expected, atol=2e-5, rtol=2e-5)
 
 
-def test_remat_changes_no_value_and_no_gradient():
+def test_remat_and_unroll_change_no_value_and_no_gradient():
     config = dataclasses.replace(LLAMA, depth=2, dropout=0.2)
     params = parameters(config)
 
-    def value_and_gradient(remat):
-        module = TransformerModule(dataclasses.replace(config, remat=remat))
+    def value_and_gradient(remat, unroll=1):
+        module = TransformerModule(dataclasses.replace(config, remat=remat, unroll=unroll))
 
         def loss(params):
             out, _ = module.apply(params, X, CAUSAL, deterministic=False, rngs={"dropout": KEY})
@@ -155,9 +155,9 @@ def test_remat_changes_no_value_and_no_gradient():
         return jax.jit(jax.value_and_grad(loss))(params)
 
     expected = value_and_gradient("none")
-    for remat in ("full", "dots", "dots_no_batch"):
+    for choice in (("full",), ("dots",), ("dots_no_batch",), ("none", 2)):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), expected, value_and_gradient(remat)
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), expected, value_and_gradient(*choice)
         )
 
 

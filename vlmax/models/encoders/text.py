@@ -52,6 +52,8 @@ class TextEncoder:
     """See `Transformer`; clip also means OpenCLIP's 0.02 for tokens and 0.01 for positions, else width^-0.5."""
     remat: Remat = "none"
     """See `Transformer`."""
+    unroll: int = 1
+    """See `Transformer`."""
 
     def __post_init__(self):
         if min(self.vocab, self.context) < 1 or (self.head_width is not None and self.head_width < 1):
@@ -78,6 +80,7 @@ class TextEncoder:
             dropout=self.dropout,
             init=self.init,
             remat=self.remat,
+            unroll=self.unroll,
         )
 
     def build(self, dtype: DTypeLike = jnp.float32) -> TextEncoderModule:

@@ -59,6 +59,8 @@ class ViT:
     """See `Transformer`."""
     remat: Remat = "none"
     """See `Transformer`."""
+    unroll: int = 1
+    """See `Transformer`."""
 
     def __post_init__(self):
         if self.patch < 1 or min(self.grid) < 1:
@@ -116,6 +118,7 @@ class ViT:
             drop_path=self.drop_path,
             init=self.init,
             remat=self.remat,
+            unroll=self.unroll,
         )
 
     def build(self, dtype: DTypeLike = jnp.float32) -> ViTModule:

@@ -2,9 +2,9 @@
 
     python -m vlmax.train --config experiments/clip_shapes.py
 
-Hardware: two CPU cores. Time: minutes, from the start of the program to its scores. What is wanted of it, on combinations
-of colour and shape that training never shows: zero-shot top-1 of 0.95 over 64 classes, and retrieval R@1 of 0.90 both
-ways among 512 pictures with distinct captions; docs/performance.md has what is reached.
+Hardware: two CPU cores. Time: minutes, from the start of the program to its scores. What is wanted of it, on
+combinations of colour and shape that training never shows: zero-shot top-1 of 0.95 over 64 classes, and retrieval R@1
+of 0.90 both ways among 512 pictures with distinct captions; docs/performance.md has what is reached.
 
 Nothing is downloaded: pictures are rendered from their index, and the tokenizer is trained on the world's own captions.
 """

@@ -12,6 +12,7 @@ from vlmax.data.images import CentreCrop, ImageTransform
 from vlmax.data.pipeline import Data
 from vlmax.errors import InputError, nearest
 from vlmax.evaluation.evaluation import Evaluation
+from vlmax.interop.pretrained import Pretrained
 from vlmax.sharding.mesh import Mesh
 from vlmax.systems.system import System
 from vlmax.training.optimizers import Optimizer
@@ -71,6 +72,8 @@ class Experiment:
     """Algorithm, schedule, decay, freezing."""
     steps: int
     """Optimizer steps of the whole run."""
+    init: tuple[Pretrained, ...] = ()
+    """Parts of the system that start from checkpoints; what none of them names is initialised."""
     evaluation_image: ImageTransform = ImageTransform(CentreCrop())
     """What evaluations do to a picture; its size is the system's."""
     evaluations: tuple[Evaluation, ...] = ()

@@ -72,3 +72,43 @@ class Failing:
                 raise KeyError("a bug in the preprocess")
             os.kill(os.getpid(), signal.SIGKILL)
         return {"index": np.int32(example.fields["index"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """A tokenizer of small letters, ids 3 to 28, that is its own configuration; marks: 0 padding, 1 begin, 2 end."""
+
+    vocab_size: int = 30
+    pad_id: int = 0
+    bos: int | None = 1
+    eos: int | None = 2
+
+    def open(self):
+        return self
+
+    def encode(self, text):
+        return [ord(c) - ord("a") + 3 for c in text if c.isalpha()]
+
+    def decode(self, ids):
+        return "".join(chr(i - 3 + ord("a")) for i in ids if i > 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Documents by index; the first two letters are the prompt of the rest. Those at `damaged` cannot be read."""
+
+    texts: tuple[str, ...]
+    damaged: frozenset[int] = frozenset()
+    name: str = "texts"
+
+    def open(self):
+        return self
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        if index in self.damaged:
+            raise BadRecord("cannot be read")
+        text = self.texts[index]
+        return Example(str(index), None, (text,), {"prompt": text[:2], "answer": text[2:]})

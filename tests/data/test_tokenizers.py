@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
 import gzip
 import json
 import pickle
@@ -16,13 +18,17 @@ from hypothesis import strategies as st
 from tests.shared import REPOSITORY, shared
 from vlmax.data.sources.shapes import Shapes
 from vlmax.data.tokenizers import (
+    ByteBpe,
     ClipBpe,
     SentencePiece,
     Tokenizer,
     TokenizerConfig,
     TokenizerJson,
     TrainedBpe,
+    WordPiece,
     clip_clean,
+    gpt2,
+    opt,
     to_fixed,
     train_bpe,
 )
@@ -45,6 +51,123 @@ def clip() -> Tokenizer:
 @pytest.fixture(scope="module")
 def trained() -> Tokenizer:
     return TrainedBpe(Shapes(), examples=200).open()
+
+
+def file(*parts: str) -> str:
+    return str(shared("data", "tokenizers", *parts))
+
+
+def bert(**fields) -> Tokenizer:
+    return WordPiece(file("bert-base-uncased", "vocab.txt"), **fields).open()
+
+
+def byte_bpe(make, folder, **fields) -> Tokenizer:
+    return make(file(folder, "vocab.json"), file(folder, "merges.txt"), **fields).open()
+
+
+def t5(**fields) -> Tokenizer:
+    return SentencePiece(file("t5", "spiece.model"), extra_ids=100, marks=True, **fields).open()
+
+
+def llama(**fields) -> Tokenizer:
+    return SentencePiece(file("sentencepiece-c4-32k", "bpe_32k_c4.model"), marks=True, **fields).open()
+
+
+def test_bert_gives_the_reference_ids(vectors):
+    tokenizer = bert()
+    assert [[101, *tokenizer.encode(v["text"]), 102] for v in vectors] == [v["bert"] for v in vectors]
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.bos, tokenizer.eos) == (30522, 0, 101, 102)
+    assert tokenizer.encode("A [MASK] café") == [1037, 103, 7668]
+    assert tokenizer.decode([101, *tokenizer.encode("two unaffable dogs"), 102, 0]) == "two unaffable dogs"
+
+
+def test_gpt2_gives_the_reference_ids(vectors):
+    tokenizer = byte_bpe(gpt2, "gpt2")
+    assert [tokenizer.encode(v["text"]) for v in vectors] == [v["gpt2"] for v in vectors]
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.bos, tokenizer.eos) == (50257, 50256, 50256, 50256)
+    assert tokenizer.decode([50256, *tokenizer.encode(" a  dog\n"), 50256, 50256]) == " a  dog\n"
+
+
+def test_opt_gives_the_reference_ids(vectors):
+    tokenizer = byte_bpe(opt, "opt")
+    assert [[2, *tokenizer.encode(v["text"])] for v in vectors] == [v["opt"] for v in vectors]
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.bos, tokenizer.eos) == (50265, 1, 2, 2)
+    assert tokenizer.encode("a</s>") == [*tokenizer.encode("a"), 2]
+
+
+@given(text=st.text(max_size=60))
+@settings(deadline=None)
+def test_byte_level_encodings_lose_nothing(text):
+    tokenizer = BYTE_LEVEL()
+    assert tokenizer.decode(tokenizer.encode(text)) == text or "<|" in text
+
+
+BYTE_LEVEL = functools.cache(lambda: byte_bpe(gpt2, "gpt2"))
+
+
+def test_t5_has_a_hundred_sentinels_above_its_pieces():
+    tokenizer = t5()
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.bos, tokenizer.eos) == (32100, 0, None, 1)
+    ids = tokenizer.encode("a red <extra_id_0> and <extra_id_99></s>")
+    assert ids == [3, 9, 1131, 32099, 11, 32000, 1]
+    assert tokenizer.decode(ids) == "a red and"
+
+
+def test_llama_s_space_after_a_token_depends_on_legacy():
+    plain = llama().encode
+    image = [32000]
+    assert llama(added=("<image>",)).encode("a<image>dog") == [*plain("a"), *image, *plain("dog")]
+    bare = llama(added=("<image>",), legacy=False)
+    assert bare.encode("a<image> dog") == [*plain("a"), *image, *plain("dog")]
+    assert bare.encode("a<image>dog") != bare.encode("a<image> dog")
+    assert bare.encode("<image>dog") == [*image, *bare.encode("a<image>dog")[-len(bare.encode("<image>dog")) + 1 :]]
+    assert pickle.loads(pickle.dumps(bare)).encode("<image>dog 犬") == bare.encode("<image>dog 犬")
+    assert bare.decode([*bare.encode("a dog <image>"), 1, 0]) == "a dog "
+
+
+def test_marks_are_text_unless_asked_for():
+    assert llama().encode("dog</s>") == [*llama().encode("dog"), 1]
+    raw = SentencePiece(file("sentencepiece-c4-32k", "bpe_32k_c4.model")).open()
+    assert 1 not in raw.encode("dog</s>")
+
+
+ADDED = ("<image>", "[DEC]")
+
+
+@pytest.mark.parametrize("plain,more", [
+    (bert, lambda: bert(added=ADDED)),
+    (lambda: byte_bpe(gpt2, "gpt2"), lambda: byte_bpe(gpt2, "gpt2", added=ADDED)),
+    (lambda: byte_bpe(opt, "opt"), lambda: byte_bpe(opt, "opt", added=ADDED)),
+    (t5, lambda: t5(added=ADDED)),
+    (llama, lambda: llama(added=ADDED)),
+], ids=["bert", "gpt2", "opt", "t5", "llama"])  # fmt: skip
+def test_added_tokens_disturb_no_id(plain, more, vectors):
+    before, after = plain(), more()
+    size = before.vocab_size
+    assert after.vocab_size == size + 2
+    assert [after.encode(v["text"]) for v in vectors] == [before.encode(v["text"]) for v in vectors]
+    assert [i for i in after.encode("a dog <image> and [DEC]") if i >= size] == [size, size + 1]
+    assert pickle.loads(pickle.dumps(after)).encode("[DEC] a dog") == after.encode("[DEC] a dog")
+    assert "image" not in after.decode(after.encode("a dog <image>"))
+
+
+def test_added_tokens_of_a_tokenizer_json(tmp_path):
+    config = train_bpe(TEXTS, 300, tmp_path / "t.json")
+    more = dataclasses.replace(config, added=("<image>",), pad="<image>").open()
+    assert (more.vocab_size, more.pad_id) == (301, 300)
+    assert more.encode("a<image>") == [*config.open().encode("a"), 300]
+
+
+@pytest.mark.parametrize("field", ["WordPiece.added", "ByteBpe.added", "SentencePiece", "TokenizerJson.added"])
+def test_an_empty_added_token_is_refused(field, tmp_path):
+    make = {
+        "WordPiece.added": lambda: bert(added=("",)),
+        "ByteBpe.added": lambda: byte_bpe(gpt2, "gpt2", added=("",)),
+        "SentencePiece": lambda: t5(added=("",)),
+        "TokenizerJson.added": lambda: dataclasses.replace(train_bpe(TEXTS, 300, tmp_path / "t"), added=("",)).open(),
+    }
+    with pytest.raises(InputError, match="added"):
+        make[field]()
 
 
 def test_clip_gives_the_reference_ids(clip, vectors):
@@ -166,6 +289,7 @@ def test_to_fixed_without_room_is_refused():
 @pytest.mark.parametrize("config,field", [
     (ClipBpe("no/such/file.gz"), "ClipBpe.path"),
     (SentencePiece("no/such/file.model"), "SentencePiece.path"),
+    (WordPiece("no/such/vocab.txt"), "WordPiece.path"),
     (TokenizerJson("no/such/tokenizer.json", "<pad>"), "TokenizerJson.path"),
 ])  # fmt: skip
 def test_a_missing_file_is_named(config, field):
@@ -179,9 +303,24 @@ def test_a_missing_file_is_named(config, field):
 def test_another_file_is_refused(content, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(content)
-    for config in (ClipBpe(str(path)), SentencePiece(str(path)), TokenizerJson(str(path), "<pad>")):
+    vocab = file("gpt2", "vocab.json")
+    for config in (
+        *(ClipBpe(str(path)), SentencePiece(str(path)), TokenizerJson(str(path), "<pad>"), WordPiece(str(path))),
+        *(ByteBpe(str(path), file("gpt2", "merges.txt")), ByteBpe(vocab, str(path))),
+    ):
         with pytest.raises(InputError, match="it is not"):
             config.open()
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nthisis nopiece\n")
+    with pytest.raises(InputError, match=r"it is not the merges of .*vocab.json.*ByteBpe.merges"):
+        ByteBpe(file("gpt2", "vocab.json"), str(tmp_path / "merges.txt")).open()
+    with pytest.raises(InputError, match=r"no token '<\|endoftext\|>'.*ByteBpe.bos"):
+        ByteBpe(file("opt", "vocab.json"), file("opt", "merges.txt")).open()
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
+    with pytest.raises(InputError, match=r"it has no \[CLS\], \[SEP\], \[MASK\]"):
+        WordPiece(str(tmp_path / "vocab.txt")).open()
 
 
 def test_a_token_or_padding_that_is_not_there_is_named(tmp_path):

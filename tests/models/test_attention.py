@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmax.models.layers.attention import Attention, Mask, attention
+from vlmax.models.layers.embeddings import Rotary
 
 B, T, H, K = 2, 7, 4, 8
 jitted = jax.jit(attention, static_argnames="scale")
@@ -116,6 +117,17 @@ def test_large_scores_do_not_overflow():
     assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("name", [name for name, mask in MASKS.items() if mask.causal])
+def test_an_offset_stands_for_the_queries_before(name):
+    mask = MASKS[name]
+    late = dataclasses.replace(mask, offset=jnp.int32(4))
+    if mask.query_segments is not None:
+        late = dataclasses.replace(late, query_segments=mask.query_segments[:, 4:])
+    np.testing.assert_array_equal(late.dense(T - 4, T), mask.dense(T, T)[:, :, 4:])
+    q, k, v = arrays()
+    np.testing.assert_allclose(jitted(q[:, 4:], k, v, late), jitted(q, k, v, mask)[:, 4:], atol=1e-6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_an_unseen_token_changes_nothing(data):
@@ -149,12 +161,23 @@ def test_a_mask_is_a_pytree_with_static_parts():
         lambda: Mask(causal=True, window=0),
         lambda: Mask(query_segments=SEGMENTS),
         lambda: Mask(causal=True).dense(3, 4),
+        lambda: Mask(offset=np.int32(3)),
         lambda: attention(*arrays(kv_heads=3)),
     ],
 )
 def test_what_is_not_defined_is_refused(make):
     with pytest.raises(ValueError, match=r"mask|attention"):
         make()
+
+
+def test_keys_and_values_made_before_stand_for_the_context():
+    x = np.random.default_rng(0).standard_normal((B, T, 32))
+    module = Attention(4, 2, 8, jax.nn.initializers.normal(0.3), jax.nn.initializers.normal(0.3))
+    params = jax.jit(module.init)(jax.random.key(0), x)
+    rotary = Rotary(100.0).angles(jnp.arange(T)[None], 8)
+    made = module.apply(params, x, rotary, method="keys_values")
+    expected = module.apply(params, x, None, MASKS["causal"], rotary)
+    np.testing.assert_array_equal(module.apply(params, x, made, MASKS["causal"], rotary), expected)
 
 
 def test_the_module_projects_attends_and_projects():

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.models.golden import GOLDEN
 from vlmax.errors import InputError
-from vlmax.models.layers.embeddings import Rotary, apply_rotary, resize_positions, sincos2d
+from vlmax.models.layers.embeddings import (
+    LinearScaling,
+    LLaMA3Scaling,
+    Positions,
+    Rotary,
+    apply_rotary,
+    resize_positions,
+    sincos2d,
+)
 
 
 def test_resized_positions_are_torchs():
@@ -64,3 +73,39 @@ def test_rotary_positions_differ_by_row():
     turned = apply_rotary(x, *Rotary().angles(positions, 4))
     np.testing.assert_array_equal(turned[0, :2], turned[1, 1:])
     np.testing.assert_array_equal(turned[1, 0], turned[1, 1])
+
+
+def test_linear_scaling_is_positions_closer_together():
+    positions = jnp.arange(40)[None]
+    scaled = np.array(Rotary(100.0, LinearScaling(4.0)).angles(positions, 8))
+    np.testing.assert_allclose(scaled[..., ::4, :], Rotary(100.0).angles(positions[:, :10], 8), atol=1e-6)
+
+
+def test_llama3_scaling_slows_long_waves_and_leaves_short_ones():
+    scaling = LLaMA3Scaling(factor=8.0, low_frequency=1.0, high_frequency=4.0, context=8192)
+    waves = np.array([2048 - 1, 2048, 8192 / 2.5, 8192, 8192 + 1, 1e6])
+    found = 2 * np.pi / scaling(2 * np.pi / waves)
+    blended = 1 / (0.5 / waves[2] + 0.5 / (8 * waves[2]))  # half way between 1 and 4 turns in the old context
+    np.testing.assert_allclose(found, [2047, 2048, blended, 8 * 8192, 8 * 8193, 8e6], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearScaling(0.5),
+        lambda: LLaMA3Scaling(factor=0.5),
+        lambda: LLaMA3Scaling(low_frequency=4.0),
+        lambda: LLaMA3Scaling(context=0),
+    ],
+)
+def test_a_scaling_that_cannot_be_is_refused(make):
+    with pytest.raises(InputError, match="rotary positions"):
+        make()
+
+
+def test_positions_past_the_table_are_no_numbers():
+    module = Positions(4, 8, jax.nn.initializers.normal(1.0))
+    params = module.init(jax.random.key(0))
+    rows = module.apply(params, jnp.array([[1, 3, 4]]), method="at")
+    np.testing.assert_array_equal(rows[0, :2], module.apply(params)[jnp.array([1, 3])])
+    assert np.isnan(rows[0, 2]).all()

@@ -15,7 +15,7 @@ from tests.shared import shared
 from vlmax.errors import InputError
 from vlmax.models.layers.attention import Mask
 from vlmax.models.layers.embeddings import Rotary
-from vlmax.models.layers.transformer import Layer, LayerInputs, Transformer, TransformerModule
+from vlmax.models.layers.transformer import Layer, LayerInputs, OwnInputs, Transformer, TransformerModule
 
 B, T, N, D = 4, 6, 5, 16
 CLIP = Transformer(width=D, depth=3, heads=4, mlp=32, init="clip")
@@ -25,6 +25,7 @@ LLAMA = Transformer(
     depth=3,
     heads=4,
     kv_heads=2,
+    head_dim=6,
     mlp=24,
     norm="rms",
     norm_epsilon=1e-6,
@@ -75,10 +76,11 @@ def test_the_scan_equals_a_loop_over_layers(family):
     config = FAMILIES[family]
     params = parameters(config)
     out, states = apply(config, params, hidden=True)
-    rotary = config.rotary.angles(jnp.arange(T)[None], config.head_dim) if config.rotary else None
+    rotary = config.rotary.angles(jnp.arange(T)[None], config.head_width) if config.rotary else None
     inputs = LayerInputs(CAUSAL, rotary, context_of(config), Mask())
     layer, x = Layer(config, jnp.float32, deterministic=True), X
-    step = jax.jit(lambda params, x: layer.apply({"params": params}, x, jnp.float32(0), inputs)[0])
+    own = OwnInputs(jnp.float32(0))
+    step = jax.jit(lambda params, x: layer.apply({"params": params}, (x, None), own, inputs)[0][0])
     for i in range(config.depth):
         x = step(jax.tree.map(lambda p, i=i: p[i], params["params"]["layers"]), x)
         np.testing.assert_allclose(states[i], x, atol=1e-5, rtol=1e-5)
@@ -108,7 +110,7 @@ def reference_layer(config, p, x, mask, context):
         if config.rotary and name == "attention":
             q, k = rotate(q), rotate(k)
         k, v = (np.repeat(y, config.heads // y.shape[2], axis=2) for y in (k, v))
-        scores = np.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(config.head_dim)
+        scores = np.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(config.head_width)
         weights = np.exp(np.where(visible, scores, -np.inf))
         weights /= weights.sum(-1, keepdims=True)
         return dense(p[name]["out"], np.einsum("bhqs,bshk->bqhk", weights, v), 2)
@@ -259,9 +261,10 @@ def test_initial_values():
         assert np.max(np.abs(kernel)) == pytest.approx(np.sqrt(6 / total), rel=0.01)
         assert np.std(kernel) == pytest.approx(np.sqrt(2 / total), rel=0.02)
     assert np.std(layers["mlp"]["up"]["bias"]) == pytest.approx(1e-6, rel=0.1)
-    assert np.std(kernels(dataclasses.replace(config, init="normal"))["mlp"]["up"]["kernel"]) == pytest.approx(
-        0.02, rel=0.02
-    )
+    for init, added in (("normal", 0.02), ("gpt2", 0.02 / np.sqrt(2 * depth))):
+        layers = kernels(dataclasses.replace(config, init=init))
+        assert np.std(layers["mlp"]["up"]["kernel"]) == pytest.approx(0.02, rel=0.02)
+        assert np.std(layers["mlp"]["down"]["kernel"]) == pytest.approx(added, rel=0.02)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -301,6 +304,7 @@ def test_sharded_equals_unsharded(family, shape):
         ({"heads": 3}, "heads"),
         ({"heads": 0}, "heads"),
         ({"kv_heads": 3}, "kv_heads"),
+        ({"head_dim": 0}, "head_dim"),
         ({"heads": 16, "rotary": Rotary()}, "even"),
         ({"depth": 0}, "depth"),
         ({"dropout": 1.0}, "dropout"),
@@ -329,6 +333,8 @@ def test_flops_are_those_of_the_benchmarks():
     assert ours.flops(37) == 4 * flops.llm_layer(37, 37, opt) == 4 * flops.block(37, opt)
     ours = Transformer(width=256, depth=4, heads=8, kv_heads=2, mlp=688, gated=True)
     assert ours.flops(37) == 4 * flops.llm_layer(37, 37, llama)
+    wide = dataclasses.replace(ours, head_dim=64)
+    assert wide.flops(37) - ours.flops(37) == 4 * (2 * 37 * 256 * 2 * (256 + 64) + 4 * 37 * 37 * 256)
     qformer = {
         "vision": {"image": 112, "patch": 14, "width": 96},
         "qformer": {"queries": 32, "width": 256, "depth": 4, "heads": 4, "ffn": 1024, "cross_every": 1},

@@ -14,7 +14,8 @@ from jax.sharding import AxisType
 
 from tests.models import golden
 from tests.models.test_transformer import RULES, load_flops
-from tests.parity.huggingface import assert_same
+from tests.parity import image_encoders
+from tests.parity.huggingface import assert_same, vit_config, vit_params
 from tests.shared import shared
 from vlmax.errors import InputError
 from vlmax.models.encoders import vit
@@ -34,6 +35,24 @@ def build(config, images=IMAGES):
 @pytest.mark.parametrize("kind", ["clip_vision", "siglip_vision"])
 def test_golden(kind):
     assert_same(golden.encoder(kind))
+
+
+@pytest.mark.parametrize("kind", ["blip_vision", "blip_2_vision", "vit"])
+def test_golden_without_a_norm_before_the_stack(kind):
+    """BLIP's, EVA as BLIP-2 has it, without a norm after the stack either, and the plain one."""
+    image_encoders.assert_same(golden.encoder(kind))
+
+
+def test_the_layer_before_the_last_is_a_shallower_encoder_without_final_norm():
+    found = golden.encoder("clip_vision")
+    whole = vit_config(found["config"])
+    params = vit_params(found["weights"], whole)["params"]
+    stack = {"layers": jax.tree.map(lambda p: p[:-1], params["transformer"]["layers"])}
+    kept = {name: tree for name, tree in params.items() if name != "final_norm"} | {"transformer": stack}
+    config = dataclasses.replace(whole, depth=whole.depth - 1, final_norm=False)
+    out = jax.jit(config.build().apply)({"params": kept}, found["inputs"])
+    np.testing.assert_allclose(out.tokens, found["hidden"][-2], atol=1e-4 * np.abs(found["hidden"][-2]).max())
+    np.testing.assert_array_equal(out.pooled, out.tokens[:, 0])
 
 
 def test_the_golden_comparison_can_fail():
@@ -168,6 +187,26 @@ def test_siglip_preset_has_the_published_size():
     config = vit.siglip_vit_b16()
     shapes = nn.unbox(jax.eval_shape(config.build().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 92_884_224
+
+
+RELEASED = {  # parameters as published; those of ViT without its classifier
+    "plain_vit_b16": 85_798_656,
+    "blip_vit_b16": 85_798_656,
+    "blip_vit_l16": 303_301_632,
+    "eva_vit_g14": 985_949_440,  # with the biases of keys, zeros, and without BLIP-2's norm of the features
+    "penultimate_vit_l14": 303_179_776 - 12_596_224 - 2 * 1024,  # CLIP's without a layer and the norm
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_presets_have_the_published_sizes(name):
+    config = getattr(vit, name)()
+    shapes = nn.unbox(jax.eval_shape(config.build().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == RELEASED[name]
+
+
+def test_eva_returns_every_token():
+    assert vit.eva_vit_g14().tokens == 257
 
 
 def test_a_preset_takes_changes():

@@ -6,13 +6,13 @@ This file is what runs in worker processes; it knows nothing of devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from vlmax.data.digest import key_hash
-from vlmax.data.example import BadRecord, Features, Preprocess, Reader
+from vlmax.data.example import BadRecord, Example, Features, Packs, Preprocess, Reader
 from vlmax.data.order import FixedOrder, Order
 from vlmax.errors import InputError
 
@@ -22,6 +22,7 @@ summed over the batch into `BatchInfo.counts` and do not travel to the devices."
 
 KEY_HASH = "key_hash"
 ENDLESS = 2**62
+Make = Callable[[Example, np.random.Generator], Features]
 ATTEMPTS = 32  # damaged records in a row at one position before the source is called broken
 
 
@@ -41,10 +42,11 @@ class BatchInfo:
     Attributes:
       step: the step the batch is for.
       rows: the rows of the global batch, ascending.
-      keys: (source, key) of each; None for the padding of an evaluation's last batch and its damaged records.
+      keys: (source, key) of each example, row by row (several a row where the preprocess packs them); None for the
+        padding of an evaluation's last batch and its damaged records.
       damaged: the records that were tried and skipped.
       counts: sums of what the preprocess reported under `count/`, without that prefix.
-      per_source: how many rows each source gave.
+      per_source: how many examples each source gave.
     """
 
     step: int
@@ -65,11 +67,10 @@ class HostBatch:
 
 @dataclasses.dataclass
 class _Row:
-    """One example of a batch."""
+    """One row of a batch, and (source, key) of the examples in it."""
 
     features: Features
-    source: str
-    key: str
+    keys: tuple[tuple[str, str], ...]
     damaged: list[Damaged]
 
 
@@ -121,7 +122,17 @@ class Batches:
             self._pool = ThreadPoolExecutor(self.threads)
         return self._pool.map(function, positions)
 
-    def _row(self, position: int) -> _Row:
+    def _row(self, row: int) -> _Row:
+        """The example at a place of the run; where the preprocess packs, the next ones of the order together."""
+        preprocess = self.preprocess
+        if not isinstance(preprocess, Packs):
+            return self._example(row, preprocess)
+        many = preprocess.documents
+        found = [self._example(row * many + i, preprocess.document) for i in range(many)]
+        keys, damaged = tuple(key for f in found for key in f.keys), [d for f in found for d in f.damaged]
+        return _Row(preprocess.pack([f.features for f in found]), keys, damaged)
+
+    def _example(self, position: int, make: Make) -> _Row:
         """The example at a position, or the first of its substitutes that is sound."""
         source, index = self.order[position]
         assert isinstance(self.order, Order)
@@ -130,7 +141,7 @@ class Batches:
             if attempt:
                 index = self.order.substitute(position, attempt)
             rng = self.order.rng(position, attempt)
-            row = read(self.names[source], self.readers[source], self.preprocess, index, rng)
+            row = read(self.names[source], self.readers[source], make, index, rng)
             if isinstance(row, _Row):
                 return dataclasses.replace(row, damaged=damaged)
             damaged.append(row)
@@ -155,7 +166,7 @@ class EvaluationBatches(Batches):
 
     def _row(self, position: int) -> _Row:
         side = {"valid": np.zeros((), bool), "index": np.asarray(position, np.int32)}
-        padding = _Row({**self.blank, **side}, "", "", [])
+        padding = _Row({**self.blank, **side}, (), [])
         if position >= len(self.readers[0]):
             return padding
         row = read(self.names[0], self.readers[0], self.preprocess, position, self.order.rng(position, 0))
@@ -164,13 +175,13 @@ class EvaluationBatches(Batches):
         return dataclasses.replace(row, features={**row.features, **side, "valid": np.ones((), bool)})
 
 
-def read(name: str, reader: Reader, preprocess: Preprocess, index: int, rng: np.random.Generator) -> _Row | Damaged:
-    """Reads and preprocesses one example; other errors than damage pass with the record's name added."""
+def read(name: str, reader: Reader, make: Make, index: int, rng: np.random.Generator) -> _Row | Damaged:
+    """Reads one example and makes its features; other errors than damage pass with the record's name added."""
     key = f"#{index}"
     try:
         example = reader[index]
         key = example.key
-        return _Row(preprocess(example, rng), name, key, [])
+        return _Row(make(example, rng), ((name, key),), [])
     except BadRecord as error:
         return Damaged(name, getattr(error, "key", None) or key, str(error))
     except Exception as error:
@@ -179,18 +190,23 @@ def read(name: str, reader: Reader, preprocess: Preprocess, index: int, rng: np.
 
 
 def stack(step: int, rows: tuple[int, ...], examples: Sequence[_Row]) -> HostBatch:
-    """Stacks examples into arrays and gathers what they report."""
+    """Stacks rows into arrays and gathers what they report."""
     counts: dict[str, int] = {}
     for example in examples:
         for name in [n for n in example.features if n.startswith(COUNT)]:
             counts[name[len(COUNT) :]] = counts.get(name[len(COUNT) :], 0) + int(example.features[name])
     names = [n for n in examples[0].features if not n.startswith(COUNT)]
     arrays = {name: np.stack([e.features[name] for e in examples]) for name in names}
-    arrays[KEY_HASH] = np.stack([key_hash(e.source, e.key) for e in examples])
+    arrays[KEY_HASH] = np.stack([_hash(e.keys) for e in examples])
     per_source: dict[str, int] = {}
-    for example in examples:
-        if example.source:
-            per_source[example.source] = per_source.get(example.source, 0) + 1
-    keys = tuple((e.source, e.key) if e.source else None for e in examples)
+    for source, _ in (key for e in examples for key in e.keys):
+        per_source[source] = per_source.get(source, 0) + 1
+    keys = tuple(key for e in examples for key in e.keys or (None,))
     damaged = tuple(d for e in examples for d in e.damaged)
     return HostBatch(arrays, BatchInfo(step, rows, keys, damaged, counts, per_source))
+
+
+def _hash(keys: Sequence[tuple[str, str]]) -> np.ndarray:
+    """`key_hash` of a row: of its one example, of several in their order, or of none."""
+    sources, names = zip(*keys, strict=True) if keys else ((), ())
+    return key_hash("\0".join(sources), "\0".join(names))

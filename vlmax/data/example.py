@@ -109,3 +109,22 @@ class Tokenizes(Protocol):
     def detokenize(self, tokens: np.ndarray) -> list[str]:
         """The texts of int32 `[n, T]`, for people."""
         ...
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A preprocess that puts several examples into one row; called with one, it gives a row of that alone.
+
+    Attributes:
+      documents: how many examples are read for a row.
+    """
+
+    documents: int
+
+    def document(self, example: Example, rng: np.random.Generator) -> Features:
+        """What one example brings, of any length; raises `BadRecord` where it brings nothing."""
+        ...
+
+    def pack(self, documents: Sequence[Features]) -> Features:
+        """The features of a row that holds these documents in their order."""
+        ...

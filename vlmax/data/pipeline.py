@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vlmax.data.batches import Batches, BatchInfo, EvaluationBatches, HostBatch
-from vlmax.data.example import Preprocess, Source
+from vlmax.data.example import Packs, Preprocess, Source
 from vlmax.data.order import Order
 from vlmax.data.workers import check_shared_memory, prefetched
 from vlmax.errors import InputError
@@ -42,7 +42,7 @@ class Data:
     preprocess: Preprocess
     """Example -> features."""
     batch_size: int = 256
-    """Examples in the global batch."""
+    """Rows of the global batch: an example each, or several where the preprocess packs them."""
     workers: int = 0
     """Processes of each host that read and decode; 0: one thread of the main process."""
     threads: int = 1
@@ -95,6 +95,8 @@ class Pipeline(Iterator[Batch]):
         batches = host_batches(data, self.rows, seed, start_step)
         self.lengths = dict(zip(batches.names, (len(r) for r in batches.readers), strict=True))
         self._state = {"seed": seed, "batch_size": data.batch_size, "order": order_of(data, batches.readers)}
+        if isinstance(data.preprocess, Packs):
+            self._state["documents"] = data.preprocess.documents
         self._batches = prefetched(batches, data.workers, data.prefetch)
 
     def __next__(self) -> Batch:
@@ -127,7 +129,12 @@ def order_of(data: Data, readers) -> str:
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """What changed between two `Pipeline.state()`s that changes the order of examples, one line each."""
-    names = {"seed": "seed", "batch_size": "data.batch_size", "order": "data.sources (name, records, weight)"}
+    names = {
+        "seed": "seed",
+        "batch_size": "data.batch_size",
+        "order": "data.sources (name, records, weight)",
+        "documents": "data.preprocess.documents",
+    }
     return [
         f"{told}: {saved.get(name)} when saved, {current.get(name)} now"
         for name, told in names.items()

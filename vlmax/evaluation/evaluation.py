@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax import Array
@@ -13,10 +13,16 @@ from jaxtyping import Float, Int32, UInt8
 
 from vlmax.data.batches import BatchInfo
 from vlmax.data.example import Preprocess
+from vlmax.errors import InputError
 
 
 def _nothing(info: BatchInfo) -> None:
     """Records nothing."""
+
+
+def absent(*_: object) -> Any:
+    """Stands for a function that the system or its preprocess does not have."""
+    raise InputError("an evaluation calls a function that the system does not have; see its method `needs`")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Context:
     """Processes of each host that read and decode; 0: one thread of this one."""
     threads: int = 1
     """Threads in each of them."""
+    score: Callable[[Mapping[str, Array]], Mapping[str, Float[Array, " B"]]] = absent
+    """What a batch's texts score, row by row; see `systems.system.Scores`."""
 
 
 @runtime_checkable
@@ -53,6 +61,10 @@ class Evaluation(Protocol):
         def name(self) -> str:
             """What its scores are called: `eval/<name>/<score>`."""
             ...
+
+    def needs(self) -> type:
+        """The protocol that a system must have for it (vlmax/systems/system.py)."""
+        ...
 
     def check(self, mesh: Mesh) -> None:
         """Raises `InputError` for what would else end the run at its first evaluation, such as a missing source."""

@@ -16,6 +16,7 @@ from vlmax.evaluation import features
 from vlmax.evaluation.evaluation import Context
 from vlmax.evaluation.limit import first
 from vlmax.evaluation.ranking import ranks, recall
+from vlmax.systems.system import Embeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Retrieval:
     """Pictures embedded at once over all devices, and captions likewise."""
     limit: int | None = None
     """Only the first so many pictures; None for all."""
+
+    def needs(self) -> type:
+        """A system with features of images and texts."""
+        return Embeds
 
     def check(self, mesh: Mesh) -> None:
         """Opens the source; raises `InputError` for sizes or a prompt that do not fit."""

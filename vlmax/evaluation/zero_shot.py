@@ -14,6 +14,7 @@ from vlmax.evaluation import features
 from vlmax.evaluation.evaluation import Context
 from vlmax.evaluation.limit import first
 from vlmax.evaluation.ranking import ranks, recall
+from vlmax.systems.system import Embeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,10 @@ class ZeroShot:
     """Pictures, and prompts, embedded at once over all devices."""
     limit: int | None = None
     """Only the first so many examples; None for all."""
+
+    def needs(self) -> type:
+        """A system with features of images and texts."""
+        return Embeds
 
     def check(self, mesh: Mesh) -> None:
         """Opens the source; raises `InputError` for templates, class names or sizes that do not fit."""

@@ -84,6 +84,33 @@ class TwoPass(Protocol):
 
 
 @runtime_checkable
+class Additive(Protocol):
+    """A system whose loss is a sum over examples, divided by what is counted over the whole global batch.
+
+    Such a loss accumulates gradients exactly: each microbatch's share is divided by the counts of the global batch, so
+    that losses, metrics and gradients add up. A mean over tokens is then the mean over all tokens, not a mean of means.
+    """
+
+    def counts(self, batch: Batch) -> PyTree[Float[Array, ""]]:
+        """What the sums are divided by, e.g. the number of tokens that are learned; of the whole global batch."""
+        ...
+
+    def share(
+        self,
+        params: Params,
+        carried: Carried,
+        batch: Batch,
+        rng: PRNGKeyArray,
+        counts: PyTree[Float[Array, ""]],
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Carried]]:
+        """What a (micro)batch adds to the loss and to every metric, and the carried state after it.
+
+        `loss` is the share of the whole batch.
+        """
+        ...
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """A system that puts images and texts into one space, as zero-shot classification and retrieval need it."""
 
@@ -93,4 +120,16 @@ class Embeds(Protocol):
 
     def text_features(self, params: Params, carried: Carried, text: Array) -> Float[Array, "B E"]:
         """Unit vectors of tokens, as in evaluation."""
+        ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A system that says how likely the texts of its batch are to it, as perplexity needs it."""
+
+    def score(self, params: Params, carried: Carried, batch: Batch) -> Mapping[str, Float[Array, " B"]]:
+        """Sums over the learned tokens of every row, as in evaluation: `nll` in nats, `right` and `tokens`.
+
+        A token is right where its logit is the highest; `tokens` is how many are learned.
+        """
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vlmax
+from vlmax.described import resolved
 from vlmax.errors import InputError
 from vlmax.experiment import Experiment
 
@@ -22,22 +22,6 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "gra
 # Fields that may differ when a run is resumed: they change where and how fast it runs or what it writes, no weights.
 HARMLESS = ("mesh", "rules", "checkpoints", "reports", "safety", "evaluations", "evaluation_image", "evaluate_every")
 HARMLESS_DATA = ("data.workers", "data.threads", "data.prefetch", "data.quarantine_limit", "data.quarantine_minimum")
-
-
-def resolved(value: Any) -> Any:
-    """The experiment's tree as JSON types; every dataclass names its type under `type`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: resolved(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
-    if isinstance(value, tuple | list):
-        return [resolved(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): resolved(v) for k, v in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"an experiment holds only dataclasses, tuples, numbers and strings, not {type(value).__name__}")
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -25,6 +25,7 @@ from vlmax.systems.system import Params
 from vlmax.training import patterns
 from vlmax.training.groups import split
 from vlmax.training.optimizers import Built
+from vlmax.training.pretrained import plans, start
 from vlmax.training.state import TrainState, zero
 from vlmax.training.step import train_step
 
@@ -130,6 +131,12 @@ def prepare(experiment: Experiment, mesh: jax.sharding.Mesh) -> Run:
         microbatches=experiment.microbatches,
         ema_decay=experiment.ema_decay,
     )
+    make = jax.jit(fresh, out_shardings=placed)
+
+    def init() -> TrainState:
+        pretrained = plans(experiment.init, system, abstract)  # before anything is compiled
+        return start(make(), pretrained)
+
     return Run(
         experiment=experiment,
         mesh=mesh,
@@ -137,7 +144,7 @@ def prepare(experiment: Experiment, mesh: jax.sharding.Mesh) -> Run:
         param_shardings=param_shardings,
         optimizer=optimizer,
         abstract_state=abstract,
-        init=jax.jit(fresh, out_shardings=placed),
+        init=init,
         step=jax.jit(step, donate_argnums=0, out_shardings=(placed, NamedSharding(mesh, PartitionSpec()))),
     )
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from vlmax.data.digest import digest
 from vlmax.errors import InputError
-from vlmax.systems.system import Batch, Carried, Metrics, Params, System, TwoPass
+from vlmax.systems.system import Additive, Batch, Carried, Metrics, Params, System, TwoPass
 from vlmax.training.state import TrainState, merge
 
 Gradients = tuple[Float[Array, ""], Metrics, Carried, Params]
@@ -79,6 +79,34 @@ def two_pass(
     return value, metrics, carried, gradients
 
 
+def additive(
+    system: Additive, trainable: Params, frozen: Params, carried: Carried, batch: Batch, rng: PRNGKeyArray, parts: int
+) -> Gradients:
+    """Exact gradients of a loss that is a sum over examples, holding the activations of one microbatch at a time.
+
+    What the sums are divided by is counted over the whole batch first; then the shares of the microbatches add up.
+    """
+    counts = system.counts(batch)
+    micro = split_batch(batch, parts), jax.random.split(rng, parts)
+
+    def share(carried, batch, rng):
+        def loss(trainable):
+            return system.share(merge(trainable, frozen), carried, batch, rng, counts)
+
+        (value, (metrics, carried)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+        return carried, (value, metrics, gradients)
+
+    def add(carry, inputs):
+        carried, total = carry
+        carried, new = share(carried, *inputs)
+        return (carried, jax.tree.map(jnp.add, total, new)), None
+
+    _, shapes = jax.eval_shape(share, carried, *jax.tree.map(lambda x: x[0], micro))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (carried, (value, metrics, gradients)), _ = jax.lax.scan(add, (carried, nothing), micro)
+    return value, metrics, carried, gradients
+
+
 def select(condition: Array, yes: PyTree[Array], no: PyTree[Array]) -> PyTree[Array]:
     """`yes` where the scalar condition holds, else `no`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
@@ -102,16 +130,18 @@ def train_step(
     Raises:
       InputError: microbatches over a system whose loss cannot be taken apart.
     """
-    if microbatches > 1 and not isinstance(system, TwoPass):
+    if microbatches > 1 and not isinstance(system, TwoPass | Additive):
         raise InputError(
-            f"microbatches is {microbatches}, and the loss of {type(system).__name__} is not made of per-example "
-            "features (encode, objective_of); set microbatches to 1"
+            f"microbatches is {microbatches}, and the loss of {type(system).__name__} is neither made of per-example "
+            "features (encode, objective_of) nor a sum over examples (counts, share); set microbatches to 1"
         )
 
     def gradients_of(state: TrainState, batch: Batch, rng: PRNGKeyArray) -> Gradients:
         parts = (state.trainable, state.frozen, state.carried, batch, rng)
         if microbatches == 1:
             return whole_batch(system, *parts)
+        if isinstance(system, Additive):
+            return additive(system, *parts, microbatches)
         assert isinstance(system, TwoPass)
         return two_pass(system, *parts, microbatches)
 

@@ -1,4 +1,4 @@
-"""The vision transformer (Dosovitskiy et al. 2021) as CLIP, SigLIP and FLIP use it."""
+"""The vision transformer (Dosovitskiy et al. 2021), plain and as CLIP, SigLIP, FLIP, BLIP and BLIP-2 use it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ class ViT:
     """With sincos2d the class token has no position (MAE)."""
     pre_norm: bool = True
     """A norm between embeddings and stack (CLIP's ln_pre)."""
+    final_norm: bool = True
+    """A norm after the stack. Without it `tokens` and `pooled` are the residual stream (the frozen encoders of BLIP-2,
+    whose last layer is left out besides: `depth` is then one less than published)."""
     patch_bias: bool = False
     """A bias in the patch embedding."""
     activation: Activation = "gelu"
@@ -163,7 +166,7 @@ class ViTModule(nn.Module):
             x = LayerNorm(config.norm_epsilon, self.dtype, name="pre_norm")(x)
         stack = TransformerModule(config.stack(), self.dtype, name="transformer")
         x, states = stack(x, deterministic=deterministic, hidden=hidden)
-        final_norm = LayerNorm(config.norm_epsilon, self.dtype, name="final_norm")
+        final_norm = LayerNorm(config.norm_epsilon, self.dtype, name="final_norm") if config.final_norm else lambda x: x
         # The class token is normalised by itself, so that nothing else is where only `pooled` is read.
         tokens = final_norm(x)
         if config.pool == "class":
@@ -273,3 +276,43 @@ def siglip_vit_b16(**changes) -> ViT:
     """SigLIP ViT-B/16: attention pooling, no class token, no norm before the stack (Zhai et al. 2023)."""
     siglip = ViT(pool="map", pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_epsilon=1e-6, init="xavier")
     return dataclasses.replace(siglip, **changes)
+
+
+def plain_vit_b16(**changes) -> ViT:
+    """ViT-B/16 as published, without its classifier (Dosovitskiy et al. 2021, table 1)."""
+    return dataclasses.replace(ViT(pre_norm=False, patch_bias=True, norm_epsilon=1e-12, init="xavier"), **changes)
+
+
+def blip_vit_b16(**changes) -> ViT:
+    """BLIP's ViT-B/16, trained from DeiT's (Li et al. 2022); its features are all the tokens, the class token first."""
+    return dataclasses.replace(ViT(pre_norm=False, patch_bias=True, norm_epsilon=1e-6, init="normal"), **changes)
+
+
+def blip_vit_l16(**changes) -> ViT:
+    """BLIP's ViT-L/16 (Li et al. 2022), which trains with a drop path of 0.1."""
+    return blip_vit_b16(**{"width": 1024, "depth": 24, "heads": 16, "mlp": 4096, **changes})
+
+
+def eva_vit_g14(**changes) -> ViT:
+    """EVA ViT-g/14 (Fang et al. 2023) as BLIP-2 reads it: 39 of the 40 layers, no final norm, 257 tokens.
+
+    Queries and values have a bias, keys a bias of zeros. BLIP-2's `ln_vision` belongs to its connector.
+    """
+    eva = ViT(
+        width=1408,
+        depth=39,
+        heads=16,
+        mlp=6144,
+        patch=14,
+        pre_norm=False,
+        final_norm=False,
+        patch_bias=True,
+        norm_epsilon=1e-6,
+        init="normal",
+    )
+    return dataclasses.replace(eva, **changes)
+
+
+def penultimate_vit_l14(**changes) -> ViT:
+    """OpenAI's CLIP ViT-L/14 up to the layer before the last, as BLIP-2 reads it and, at 336 pixels, LLaVA."""
+    return vit_l14(**{"depth": 23, "final_norm": False, "activation": "quick_gelu", **changes})

@@ -13,9 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vlmax.models.layers import kernels
 from vlmax.models.layers.axes import constrain
+from vlmax.models.layers.cache import KeysValues
 from vlmax.models.layers.dense import Dense
-from vlmax.models.layers.embeddings import apply_rotary
+from vlmax.models.layers.embeddings import Angles, apply_rotary
 
 # Finite, so that a row without any visible key has no NaN; such rows come out as zeros.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -27,7 +29,7 @@ WEIGHTS = "attention_weights"
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["prefix_length", "query_segments", "key_segments"],
+    data_fields=["prefix_length", "query_segments", "key_segments", "offset"],
     meta_fields=["causal", "window"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Mask:
     """Which keys a query sees: everything, narrowed by each of the fields. A pytree; `causal` and `window` are static.
 
     Attributes:
-      causal: query i sees keys up to i; query and key lengths must be equal.
+      causal: query i sees keys up to i; query and key lengths must be equal, unless there is an offset.
       window: with `causal`, query i sees only the keys i - window + 1 .. i (Mistral).
       prefix_length: with `causal`, `[B]`: the first keys of a row that all its queries see (prefix language model).
       query_segments, key_segments: a query sees the keys of its own segment id: packed documents, padding.
+      offset: with `causal`, the first query's place among the keys, which are those of a cache: query i then counts as
+        offset + i.
     """
 
     causal: bool = False
@@ -46,12 +50,13 @@ class Mask:
     prefix_length: Int[Array, " B"] | None = None
     query_segments: Int[Array, "B Tq"] | None = None
     key_segments: Int[Array, "B Tk"] | None = None
+    offset: Int[Array, ""] | None = None
 
     def __post_init__(self):
         if (self.query_segments is None) != (self.key_segments is None):
             raise ValueError("mask: query_segments and key_segments go together; only one was given")
-        if not self.causal and (self.window is not None or self.prefix_length is not None):
-            raise ValueError("mask: window and prefix_length narrow a causal mask; set causal=True")
+        if not self.causal and not (self.window is None and self.prefix_length is None and self.offset is None):
+            raise ValueError("mask: window, prefix_length and offset belong to a causal mask; set causal=True")
         if self.window is not None and self.prefix_length is not None:
             raise ValueError("mask: window and prefix_length do not go together")
         if self.window is not None and self.window < 1:
@@ -65,11 +70,12 @@ class Mask:
 
     def dense(self, query_length: int, key_length: int) -> Bool[Array, "B 1 Tq Tk"] | None:
         """True where a query sees a key, with a leading dimension of 1 where all rows agree; None: all see all."""
-        if self.causal and query_length != key_length:
+        if self.causal and self.offset is None and query_length != key_length:
             raise ValueError(f"mask: causal attention of {query_length} queries over {key_length} keys is not defined")
         visible = None
         if self.causal:
             query, key = jnp.arange(query_length)[:, None], jnp.arange(key_length)[None, :]
+            query = query if self.offset is None else query + self.offset
             visible = key <= query
             if self.window is not None:
                 visible &= key > query - self.window
@@ -109,6 +115,9 @@ def attention(
     v = constrain(v, "batch", None, "act_kv_heads", "act_head_dim")
 
     q = q * (width**-0.5 if scale is None else scale)
+    out = kernels.fused(q, k, v, mask, bias)
+    if out is not None:
+        return constrain(out, "batch", "tokens", "act_heads", "act_head_dim")
     q = q.reshape(batch, query_length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     if bias is not None:
@@ -181,27 +190,35 @@ class Attention(nn.Module):
     out_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
+    def setup(self):
+        """Makes the projections that a cache needs beside the call."""
+
+        def dense(heads, axis):
+            features, axes = (heads, self.head_dim), (axis, "head_dim")
+            return Dense(features, ("embed",), axes, self.qkv_init, use_bias=self.qkv_bias, dtype=self.dtype)
+
+        self.query = dense(self.heads, "heads")
+        self.key = dense(self.kv_heads, "kv_heads")
+        self.value = dense(self.kv_heads, "kv_heads")
+
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B Tq D"],
-        context: Float[Array, "B Tk C"] | None = None,
+        context: Float[Array, "B Tk C"] | KeysValues | None = None,
         mask: Mask | None = None,
-        rotary: tuple[Float[Array, "#B Tq R"], Float[Array, "#B Tq R"]] | None = None,
+        rotary: Angles | None = None,
     ) -> Float[Array, "B Tq D"]:
-        """Attends from `x` to `context`, or to itself without one; `rotary` is (cos, sin) for queries and keys."""
+        """Attends from `x` to `context`, or to itself without one; `rotary` is (cos, sin) for queries and keys.
 
-        def dense(name, heads, axis):
-            features, axes = (heads, self.head_dim), (axis, "head_dim")
-            init, bias = self.qkv_init, self.qkv_bias
-            return Dense(features, ("embed",), axes, init, use_bias=bias, dtype=self.dtype, name=name)
-
-        context = x if context is None else context
-        q = dense("query", self.heads, "heads")(x)
-        k = dense("key", self.kv_heads, "kv_heads")(context)
-        v = dense("value", self.kv_heads, "kv_heads")(context)
+        Keys and values that were made before may stand for the context; `rotary` is then for the queries alone.
+        """
+        q = self.query(x)
         if rotary is not None:
-            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+            q = apply_rotary(q, *rotary)
+        if not isinstance(context, KeysValues):
+            context = self.keys_values(x if context is None else context, rotary)
+        k, v = context
         out = attention(q, k, v, mask)
         project = Dense(
             (x.shape[-1],),
@@ -213,3 +230,8 @@ class Attention(nn.Module):
             name="out",
         )
         return project(out)
+
+    def keys_values(self, context: Float[Array, "B Tk C"], rotary: Angles | None = None) -> KeysValues:
+        """The keys and values of the context, for a cache."""
+        k = self.key(context)
+        return KeysValues(k if rotary is None else apply_rotary(k, *rotary), self.value(context))

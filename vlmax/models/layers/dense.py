@@ -1,8 +1,9 @@
-"""A dense layer over any number of input and output dimensions, with logical axes."""
+"""A dense layer over any number of input and output dimensions, with logical axes and, where it has one, an adapter."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -53,8 +54,19 @@ def _product_backward(saved, g):
 product.defvjp(_product_forward, _product_backward)
 
 
+def dequantized(stored: Mapping[str, Array], dtype: DTypeLike) -> Array:
+    """A kernel from its `values` in few bits and their `scale` (vlmax/models/quantized.py)."""
+    import qwix  # an optional dependency
+
+    return qwix.dequantize(qwix.QArray(stored["values"], stored["scale"].astype(dtype)))
+
+
 class Dense(nn.Module):
-    """Contracts the last `len(in_axes)` dimensions of its input with a kernel `[*inputs, *features]`."""
+    """Contracts the last `len(in_axes)` dimensions of its input with a kernel `[*inputs, *features]`.
+
+    An adapter `lora` beside its kernel (vlmax/models/lora.py) acts wherever the parameters hold one, and so does a
+    kernel in few bits (vlmax/models/quantized.py).
+    """
 
     features: tuple[int, ...]
     in_axes: tuple[str, ...]
@@ -70,10 +82,30 @@ class Dense(nn.Module):
         count = len(self.in_axes)
         leading, inputs = x.shape[:-count], x.shape[-count:]
         shape, axes = (*inputs, *self.features), (*self.in_axes, *self.out_axes)
-        kernel = parameter(self, "kernel", flat(self.kernel_init, count), shape, axes)
+        stored = self.get_variable("params", "kernel")
+        if isinstance(stored, Mapping):
+            kernel = dequantized(stored, self.dtype)
+        else:
+            kernel = parameter(self, "kernel", flat(self.kernel_init, count), shape, axes)
         matrix = kernel.astype(self.dtype).reshape(math.prod(inputs), math.prod(self.features))
-        y = product(x.astype(self.dtype).reshape(*leading, math.prod(inputs)), matrix)
+        x = x.astype(self.dtype).reshape(*leading, math.prod(inputs))
+        y = product(x, matrix)
         if self.use_bias:
             bias = parameter(self, "bias", self.bias_init, self.features, self.out_axes)
             y = y + bias.astype(self.dtype).reshape(-1)
+        adapter: Mapping[str, Array] | None = self.get_variable("params", "lora")
+        if adapter is not None:
+            y = y + self.low_rank(x, adapter)
         return y.reshape(*leading, *self.features)
+
+    def low_rank(self, x: Float[Array, "... D"], adapter: Mapping[str, Array]) -> Float[Array, "... F"]:
+        """What the adapter adds: `alpha / rank x a b`, `x` with dropout where the call has an rng for it."""
+        rank = adapter["a"].shape[-1]
+        a = adapter["a"].reshape(-1, rank).astype(self.dtype)
+        scale = jax.lax.stop_gradient(adapter["alpha"].astype(jnp.float32)) / rank
+        b = (scale * adapter["b"]).reshape(rank, -1).astype(self.dtype)
+        if "dropout" in adapter and self.has_rng("dropout"):
+            keep = 1 - jax.lax.stop_gradient(adapter["dropout"].astype(jnp.float32))
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(kept, x / keep.astype(x.dtype), 0)
+        return product(product(x, a), b)

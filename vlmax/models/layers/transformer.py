@@ -7,7 +7,8 @@ rotary positions, grouped queries). Embeddings, the final norm and heads belong 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
 
 import flax.linen as nn
 import jax
@@ -19,13 +20,14 @@ from jaxtyping import Array, Float, Int
 
 from vlmax.errors import InputError
 from vlmax.models.layers.attention import WEIGHTS, Attention, Mask
-from vlmax.models.layers.axes import constrain
-from vlmax.models.layers.embeddings import Rotary
+from vlmax.models.layers.axes import constrain, parameter
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues
+from vlmax.models.layers.embeddings import Angles, Rotary
 from vlmax.models.layers.mlp import MLP, Activation
 from vlmax.models.layers.norms import NormKind, norm
 
 Remat = Literal["none", "full", "dots", "dots_no_batch"]
-Init = Literal["clip", "xavier", "normal"]
+Init = Literal["clip", "xavier", "normal", "gpt2"]
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -49,11 +51,13 @@ class Transformer:
     depth: int
     """Number of layers."""
     heads: int
-    """H; each is width / heads wide."""
+    """H, the number of heads."""
     mlp: int
     """Width of the feed-forward part."""
     kv_heads: int | None = None
     """Key and value heads; None: as many as heads."""
+    head_dim: int | None = None
+    """K, the width of a head; None: width / heads."""
     norm: NormKind = "layer"
     norm_epsilon: float = 1e-5
     norm_position: Literal["pre", "post"] = "pre"
@@ -73,9 +77,11 @@ class Transformer:
     """Rate on the output of every part, before its residual sum; attention weights are not dropped."""
     drop_path: float = 0.0
     """Rate at which an example skips a part; grows linearly from 0 at the first layer to this at the last."""
+    layer_scale: float | None = None
+    """Initial value of a learned factor on every channel of a part's output (CaiT, DINOv2); None: there is none."""
     init: Init = "normal"
     """clip: OpenCLIP's, by width and depth; xavier: xavier uniform (big_vision, SigLIP); normal: deviation 0.02 (BERT,
-    GPT-2, OPT, LLaMA)."""
+    OPT, LLaMA); gpt2: that, but 0.02 / sqrt(2 depth) for what is added to the residual stream."""
     remat: Remat = "none"
     """What the backward pass recomputes. none: nothing; full: all but a layer's input; dots: all but matrix products
     and attention weights; dots_no_batch: all but matrix products with parameters."""
@@ -85,17 +91,19 @@ class Transformer:
     longer, and recomputation saves less memory. 1 elsewhere."""
 
     def __post_init__(self):
-        if self.heads < 1 or self.width % self.heads:
+        if self.heads < 1 or (self.head_dim is None and self.width % self.heads):
             raise InputError(
                 f"transformer: width {self.width} does not divide over {self.heads} heads; change `heads` or `width`"
             )
+        if self.head_width < 1:
+            raise InputError(f"transformer: head_dim is {self.head_dim}; it must be 1 or more")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise InputError(
                 f"transformer: kv_heads {self.kv_heads} does not divide the {self.heads} heads; change `kv_heads`"
             )
-        if self.rotary is not None and self.head_dim % 2:
+        if self.rotary is not None and self.head_width % 2:
             raise InputError(
-                f"transformer: rotary positions need an even head width, not {self.head_dim}; change `heads`"
+                f"transformer: rotary positions need an even head width, not {self.head_width}; change `heads`"
             )
         if min(self.width, self.depth, self.mlp) < 1:
             raise InputError(
@@ -108,18 +116,18 @@ class Transformer:
                 raise InputError(f"transformer: {name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
     @property
-    def head_dim(self) -> int:
+    def head_width(self) -> int:
         """K, the width of a head."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_dim is None else self.head_dim
 
     def flops(self, tokens: int, context: int = 0) -> float:
         """Forward FLOPs of one example: matrix products, a multiply-add as 2, attention over the full square."""
-        kv_width = (self.kv_heads or self.heads) * self.head_dim
-        dense = 2 * self.width * (self.width + kv_width) + (3 if self.gated else 2) * self.width * self.mlp
-        layer = 2 * tokens * dense + 4 * tokens * tokens * self.width
+        inner, kv_width = self.heads * self.head_width, (self.kv_heads or self.heads) * self.head_width
+        dense = 2 * self.width * (inner + kv_width) + (3 if self.gated else 2) * self.width * self.mlp
+        layer = 2 * tokens * dense + 4 * tokens * tokens * inner
         if self.cross_width is not None:
-            layer += 4 * tokens * self.width**2 + 4 * context * self.cross_width * kv_width
-            layer += 4 * tokens * context * self.width
+            layer += 4 * tokens * self.width * inner + 4 * context * self.cross_width * kv_width
+            layer += 4 * tokens * context * inner
         return float(self.depth * layer)
 
 
@@ -145,16 +153,35 @@ def inits(config: Transformer) -> Inits:
         xavier = nn.initializers.xavier_uniform()
         return Inits(xavier, xavier, xavier, xavier, normal(1e-6))
     plain = normal(0.02)
-    return Inits(plain, plain, plain, plain, zeros)
+    added = normal(0.02 * (2 * config.depth) ** -0.5) if config.init == "gpt2" else plain
+    return Inits(plain, added, plain, added, zeros)
 
 
 class LayerInputs(NamedTuple):
     """What every layer gets alike."""
 
     mask: Mask
-    rotary: tuple[Float[Array, "#B T R"], Float[Array, "#B T R"]] | None
+    rotary: Angles | None
     context: Float[Array, "B N C"] | None
     context_mask: Mask
+
+
+Carry = tuple[Float[Array, "B T D"], CacheInLoop | None]
+"""What layers hand on: the residual stream, and the cache where there is one."""
+
+
+class OwnInputs(NamedTuple):
+    """What a layer gets for itself: its rate of drop path, and its keys and values of a context read before."""
+
+    drop_path: Float[Array, ""]
+    cross: KeysValues | None = None
+
+
+class OwnOutputs(NamedTuple):
+    """What a layer leaves: its output where hidden states are kept; for a cache, the context's keys and values."""
+
+    hidden: Float[Array, "B T D"] | None
+    cross: KeysValues | None
 
 
 class Layer(nn.Module):
@@ -166,18 +193,17 @@ class Layer(nn.Module):
     keep_hidden: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], drop_path: Float[Array, ""], inputs: LayerInputs
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
-        """The layer's output, and that again where hidden states are kept."""
-        config, init = self.config, inits(self.config)
+    def __call__(self, carry: Carry, own: OwnInputs, inputs: LayerInputs) -> tuple[Carry, OwnOutputs]:
+        """From the residual stream and cache before the layer to those after it."""
+        config, init, drop_path = self.config, inits(self.config), own.drop_path
+        x, cache = carry
 
         def attention(name):
             kv_heads = config.kv_heads or config.heads
             return Attention(
                 config.heads,
                 kv_heads,
-                config.head_dim,
+                config.head_width,
                 init.qkv,
                 init.out,
                 config.qkv_bias,
@@ -186,14 +212,18 @@ class Layer(nn.Module):
                 name=name,
             )
 
-        x = self.residual(
-            x, "attention_norm", drop_path, lambda y: attention("attention")(y, None, inputs.mask, inputs.rotary)
-        )
+        def attend(y):
+            nonlocal cache
+            itself, seen = attention("attention"), None
+            if cache is not None:
+                cache, seen = cache.put(itself.keys_values(y, inputs.rotary))
+            return itself(y, seen, inputs.mask, inputs.rotary)
+
+        x, context = self.residual(x, "attention_norm", drop_path, attend), None
         if config.cross_width is not None:
             cross = attention("cross_attention")
-            x = self.residual(
-                x, "cross_attention_norm", drop_path, lambda y: cross(y, inputs.context, inputs.context_mask)
-            )
+            context = own.cross if inputs.context is None else cross.keys_values(inputs.context)
+            x = self.residual(x, "cross_attention_norm", drop_path, lambda y: cross(y, context, inputs.context_mask))
         mlp = MLP(
             config.mlp,
             config.activation,
@@ -206,7 +236,8 @@ class Layer(nn.Module):
             name="mlp",
         )
         x = self.residual(x, "mlp_norm", drop_path, mlp)
-        return x, x if self.keep_hidden else None
+        new = cache is not None and inputs.context is not None
+        return (x, cache), OwnOutputs(x if self.keep_hidden else None, context if new else None)
 
     def residual(self, x, name, drop_path, part):
         """`x + part(norm(x))`, or `norm(x + part(x))`, with dropout on the part."""
@@ -216,6 +247,9 @@ class Layer(nn.Module):
         y = part(normalise(x) if pre else x)
         if config.dropout:
             y = nn.Dropout(config.dropout)(y, deterministic=self.deterministic)
+        if config.layer_scale is not None:
+            init = nn.initializers.constant(config.layer_scale)
+            y = y * parameter(self, name.removesuffix("norm") + "scale", init, y.shape[-1:], ("norm",)).astype(y.dtype)
         if config.drop_path and not self.deterministic:
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (y.shape[0], 1, 1))
             y = jnp.where(kept, y / (1 - drop_path).astype(y.dtype), 0)
@@ -225,12 +259,15 @@ class Layer(nn.Module):
 
 
 class TransformerModule(nn.Module):
-    """The stack; parameters of all layers lie stacked on a leading `layers` dimension under `layers`."""
+    """The stack; parameters of all layers lie stacked on a leading `layers` dimension under `layers`.
+
+    It also runs with parameters that `layer_by_layer` made, without a loop.
+    """
 
     config: Transformer
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
+    @overload
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -241,16 +278,48 @@ class TransformerModule(nn.Module):
         context_mask: Mask | None = None,
         deterministic: bool = True,
         hidden: bool = False,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "layers B T D"] | None]:
-        """The residual stream after the last layer and, with `hidden`, after every layer.
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "layers B T D"] | None]: ...
 
-        `positions` are those of rotary embedding, 0, 1, 2, ... unless given.
+    @overload
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Mask | None = None,
+        *,
+        positions: Int[Array, "#B T"] | None = None,
+        context: Float[Array, "B N C"] | None = None,
+        context_mask: Mask | None = None,
+        deterministic: bool = True,
+        hidden: bool = False,
+        cache: Cache,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "layers B T D"] | None, Cache]: ...
+
+    @nn.compact
+    def __call__(
+        self,
+        x,
+        mask=None,
+        *,
+        positions=None,
+        context=None,
+        context_mask=None,
+        deterministic=True,
+        hidden=False,
+        cache=None,
+    ):
+        """The residual stream after the last layer and, with `hidden`, after every layer; with a cache, also that.
+
+        `positions` are those of rotary embedding; unless given 0, 1, 2, ..., or the slots of the cache.
+
+        A cache comes with the new tokens admitted, and with a mask whose keys are its slots. The context is read at
+        the first call and may be left out of those that follow.
 
         Raises:
           ValueError: a context without cross-attention, or the other way round; positions without rotary embedding.
         """
         config = self.config
-        if (context is None) != (config.cross_width is None):
+        known = cache is not None and cache.cross is not None
+        if (context is None and not known) != (config.cross_width is None):
             raise ValueError(
                 f"transformer: cross_width is {config.cross_width}, and a context is "
                 + ("missing" if context is None else "given, which nothing reads")
@@ -259,24 +328,60 @@ class TransformerModule(nn.Module):
             raise ValueError("transformer: positions were given, but the stack has no rotary embedding that reads them")
         rotary = None
         if config.rotary is not None:
-            positions = jnp.arange(x.shape[1])[None] if positions is None else positions
-            rotary = config.rotary.angles(positions, config.head_dim)
+            slots = jnp.arange(x.shape[1])[None]
+            if positions is None:
+                positions = slots if cache is None else slots + cache.index
+            rotary = config.rotary.angles(positions, config.head_width)
         inputs = LayerInputs(mask or Mask(), rotary, context, context_mask or Mask())
 
-        layer = Layer
-        if config.remat != "none":
-            # Within a turn of the loop the compiler would undo the recomputation.
-            layer = nn.remat(Layer, policy=REMAT_POLICIES[config.remat], prevent_cse=config.unroll > 1)
-        scanned: Any = (0, nn.broadcast)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=scanned,
-            length=config.depth,
-            unroll=config.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
         rates = jnp.asarray(np.linspace(0, config.drop_path, config.depth), jnp.float32)
         x = constrain(x.astype(self.dtype), "batch", "tokens", "act_embed")
-        return stack(config, self.dtype, deterministic, hidden, name="layers")(x, rates, inputs)
+        make = in_turn if self.has_variable("params", "layers_0") else scanned
+        run = make(config, self.dtype, deterministic, hidden)
+        if cache is None:
+            (x, _), states = run((x, None), OwnInputs(rates), inputs)
+            return x, states.hidden
+        index = cache.index + x.shape[1]
+        x = jnp.where(index <= cache.slots, x, jnp.nan)  # else the newest slots would be overwritten in silence
+        loop = CacheInLoop(cache.keys, cache.values, cache.index, jnp.zeros((), jnp.int32))
+        cross = cache.cross if context is None else None
+        (x, loop), states = run((x, loop), OwnInputs(rates, cross), inputs)
+        cross = cross or states.cross
+        cache = dataclasses.replace(cache, keys=loop.keys, values=loop.values, index=index, cross=cross)
+        return x, states.hidden, cache
+
+
+Run = Callable[[Carry, OwnInputs, LayerInputs], tuple[Any, OwnOutputs]]
+
+
+def scanned(config: Transformer, *options: Any) -> Run:
+    """All layers as a loop over one; their own inputs and outputs are stacked."""
+    layer = Layer
+    if config.remat != "none":
+        # Within a turn of the loop the compiler would undo the recomputation.
+        layer = nn.remat(Layer, policy=REMAT_POLICIES[config.remat], prevent_cse=config.unroll > 1)
+    in_axes: Any = (0, nn.broadcast)
+    stack = nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=config.depth,
+        unroll=config.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return stack(config, *options, name="layers")
+
+
+def in_turn(config: Transformer, *options: Any) -> Run:
+    """One layer after the other, with parameters of `layer_by_layer`; nothing is recomputed."""
+
+    def run(carry, own, inputs):
+        outputs = []
+        for i in range(config.depth):
+            layer = Layer(config, *options, name=f"layers_{i}")
+            carry, output = layer(carry, jax.tree.map(lambda x, i=i: x[i], own), inputs)
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+    return run

@@ -1,0 +1,86 @@
+"""The tokenizer beside a checkpoint: which files make which, and whether it belongs to the model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import vlmax
+from tests.interop.models import LANGUAGE, random_arrays
+from vlmax.data.tokenizers import ByteBpe, SentencePiece, TokenizerJson, WordPiece, train_bpe
+from vlmax.errors import InputError
+from vlmax.interop.exporting import export
+from vlmax.interop.tokenizer import tokenizer_config
+from vlmax.models.decoders.llama import LLaMA
+
+
+def files(folder, options=None, **names):
+    for name, content in names.items():
+        (folder / name.replace("__", ".")).write_text(content)
+    if options is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    return folder
+
+
+def test_none(tmp_path):
+    assert tokenizer_config(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "marks"),
+    [
+        ({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "unk_token": "<unk>"}, ("<unk>", "<s>", "</s>")),
+        ({"eos_token": "<|im_end|>", "pad_token": "<pad>", "bos_token": None}, ("<pad>", None, "<|im_end|>")),
+        ({"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}, ("[PAD]", "[CLS]", "[SEP]")),
+        ({"bos_token": "<e>", "eos_token": "<e>"}, ("<e>", "<e>", "<e>")),
+    ],
+)
+def test_tokenizer_json(options, marks, tmp_path):
+    files(tmp_path, options, tokenizer__json="{}", tokenizer__model="also there")
+    assert tokenizer_config(tmp_path) == TokenizerJson(str(tmp_path / "tokenizer.json"), *marks)
+
+
+def test_marks_of_older_files(tmp_path):
+    files(tmp_path, {}, tokenizer__json="{}", special_tokens_map__json='{"eos_token": "</s>"}')
+    assert tokenizer_config(tmp_path) == TokenizerJson(str(tmp_path / "tokenizer.json"), "</s>", None, "</s>")
+
+
+def test_no_padding_can_be_told(tmp_path):
+    with pytest.raises(InputError, match="pad_token"):
+        tokenizer_config(files(tmp_path, {}, tokenizer__json="{}"))
+
+
+def test_pieces(tmp_path):
+    options = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
+    files(tmp_path, options, tokenizer__model="", added_tokens__json='{"<b>": 32001, "<a>": 32000}')
+    wanted = SentencePiece(str(tmp_path / "tokenizer.model"), 0, added=("<a>", "<b>"), marks=True, legacy=False)
+    assert tokenizer_config(tmp_path) == wanted
+
+
+def test_t5_pieces(tmp_path):
+    files(tmp_path, {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}, spiece__model="")
+    assert tokenizer_config(tmp_path) == SentencePiece(str(tmp_path / "spiece.model"), None, extra_ids=100, marks=True)
+
+
+def test_words_and_bytes(tmp_path):
+    files(tmp_path, {"do_lower_case": False}, vocab__txt="")
+    assert tokenizer_config(tmp_path) == WordPiece(str(tmp_path / "vocab.txt"), lower=False)
+    (tmp_path / "vocab.txt").unlink()
+    files(tmp_path, {"eos_token": "</s>", "bos_token": "</s>", "pad_token": "<pad>"}, vocab__json="", merges__txt="")
+    paths = (str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert tokenizer_config(tmp_path) == ByteBpe(*paths, "</s>", "</s>", "<pad>")
+
+
+def test_loaded_with_the_model_and_held_against_it(tmp_path):
+    config = LLaMA(**{**LANGUAGE, "vocab": 300})
+    export(tmp_path / "model", config, random_arrays(config))
+    train_bpe(["a red circle", "two blue squares"], 300, tmp_path / "model" / "tokenizer.json")
+    marks = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    files(tmp_path / "model", marks)
+    _, _, tokenizer = vlmax.load(tmp_path / "model")
+    assert tokenizer.decode(tokenizer.encode("two red circles")) == "two red circles"
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad_id) == (298, 299, 297)
+    train_bpe(["a red circle", "two blue squares"], 301, tmp_path / "model" / "tokenizer.json")
+    with pytest.raises(InputError, match="301 ids and the model embeds 300: it belongs to another model"):
+        vlmax.load(tmp_path / "model")

@@ -1,0 +1,135 @@
+"""A run's own model: loaded, exported, and what another run starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.interop.models import random_arrays, same
+from vlmax.errors import InputError
+from vlmax.interop.exporting import export
+from vlmax.interop.loading import open_model
+from vlmax.interop.model import by_path
+from vlmax.interop.pretrained import Pretrained
+from vlmax.interop.trained import EXPERIMENT
+from vlmax.sharding.mesh import Mesh
+from vlmax.training import record
+from vlmax.training.checkpoints import Checkpointer
+from vlmax.training.setup import device_context, prepare
+from vlmax.training.state import params_of
+
+MESH = Mesh(data=2, fsdp=4)
+
+
+def fresh(experiment):
+    """A state at step 0, and its abstract form."""
+    with device_context(experiment) as mesh:
+        run = prepare(experiment, mesh)
+        return run.init(), run
+
+
+def arrays_of(state):
+    return by_path({"params": params_of(state), **state.carried})
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def trained(request, tmp_path_factory):
+    """The directory of a run, and its state: half frozen, with a moving average."""
+    system = tiny.clip() if request.param == "vit" else tiny.resnet_clip()
+    optimizer = dataclasses.replace(tiny.experiment().optimizer, frozen=("text/.*",))
+    features = tiny.TinyFeatures(image=system.image.image)
+    experiment = tiny.experiment(system=system, optimizer=optimizer, mesh=MESH, ema_decay=0.5)
+    experiment = tiny.with_data(experiment, preprocess=features)
+    workdir = tmp_path_factory.mktemp(request.param)
+    state, _ = fresh(experiment)
+    state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x + 1, state.trainable))
+    checkpointer = Checkpointer(workdir, experiment.checkpoints)
+    record.write(workdir, record.record(experiment))
+    checkpointer.save(3, state, {}, {})
+    checkpointer.close()
+    return workdir, experiment, state
+
+
+def test_its_moving_average_is_its_model(trained):
+    workdir, experiment, state = trained
+    opened = open_model(workdir)
+    assert opened.config == experiment.system
+    wanted = arrays_of(dataclasses.replace(state, trainable=state.ema))
+    same(opened.arrays(), wanted)
+    same(opened.arrays(Mesh(data=1, fsdp=8).build()), wanted)
+    assert not opened.dtype() == np.int32
+
+
+def test_it_is_exported(trained, tmp_path):
+    workdir, _, state = trained
+    opened = open_model(workdir)
+    export(tmp_path / "out", opened.config, opened.arrays(), form="open_clip")
+    found = open_model(tmp_path / "out", changes={"dtype": "float32"})
+    assert found.config == opened.config
+    wanted = arrays_of(dataclasses.replace(state, trainable=state.ema))
+    arrays = found.arrays()
+    assert all(np.array_equal(arrays[path], np.asarray(array, np.float32)) for path, array in wanted.items())
+
+
+def test_another_run_starts_from_it(trained):
+    workdir, experiment, state = trained
+    started = dataclasses.replace(experiment, seed=7, init=(Pretrained(str(workdir)),))
+    found, run = fresh(started)
+    wanted = dataclasses.replace(state, trainable=state.ema)
+    same(arrays_of(found), arrays_of(wanted))
+    same(by_path({"params": found.ema}), by_path({"params": state.ema}))
+    assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, run.abstract_state)
+
+
+@pytest.fixture(scope="module")
+def image_encoder(tmp_path_factory):
+    config = tiny.vit()
+    folder = tmp_path_factory.mktemp("image") / "model"
+    export(folder, config, random_arrays(config))
+    return folder, random_arrays(config)
+
+
+def start(**init):
+    return fresh(tiny.experiment(mesh=MESH, init=(Pretrained(**init),)))[0]
+
+
+def test_a_part_starts_from_an_encoder(image_encoder):
+    folder, arrays = image_encoder
+    found, before = arrays_of(start(path=str(folder), part="image")), arrays_of(fresh(tiny.experiment(mesh=MESH))[0])
+    same({path.removeprefix("image/"): x for path, x in found.items() if path.startswith("image/")}, arrays)
+    same(*({path: x for path, x in tree.items() if not path.startswith("image/")} for tree in (found, before)))
+
+
+def test_a_part_of_a_checkpoint_is_taken(tmp_path):
+    config = tiny.clip()
+    export(tmp_path / "clip", config, random_arrays(config))
+    found = arrays_of(start(path=str(tmp_path / "clip"), part="text", take="text"))
+    wanted = {path: x for path, x in random_arrays(config).items() if path.startswith("text/")}
+    same({path: x for path, x in found.items() if path.startswith("text/")}, wanted)
+
+
+def test_what_does_not_fit_is_refused(image_encoder, tmp_path):
+    folder = str(image_encoder[0])
+    with pytest.raises(InputError, match=r"init\[0\]\.part: nothing lies under 'img'; did you mean 'image"):
+        start(path=folder, part="img")
+    with pytest.raises(InputError, match="the system has none|is not in the"):
+        start(path=folder, part="text")
+    other = dataclasses.replace(tiny.vit(), activation="quick_gelu", heads=4)
+    export(tmp_path / "other", other, random_arrays(other))
+    with pytest.raises(InputError) as caught:
+        start(path=str(tmp_path / "other"), part="image")
+    for words in ("ViT.heads is 2 in the system and 4 in the checkpoint", "ViT.activation is 'gelu'", "query/kernel is"):
+        assert words in str(caught.value)
+
+
+def test_a_run_without_checkpoint(tmp_path):
+    record.write(tmp_path, record.record(tiny.experiment()))
+    assert (tmp_path / EXPERIMENT).is_file()
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        open_model(tmp_path)
+    with pytest.raises(InputError, match="remat cannot be changed"):
+        open_model(tmp_path, changes={"remat": "full"})

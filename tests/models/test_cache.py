@@ -1,0 +1,118 @@
+"""The cache: what it holds, that it is updated in place, and keys and values of a context read once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.test_transformer import BERT, CONTEXT, LLAMA, B, D, N, T, X, parameters
+from vlmax.errors import InputError
+from vlmax.models.layers.attention import Mask
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues
+from vlmax.models.layers.layer_by_layer import layer_by_layer
+from vlmax.models.layers.transformer import TransformerModule
+
+
+def empty(config, slots, batch=B):
+    heads = config.kv_heads or config.heads
+    return Cache.empty(config.depth, batch, slots, heads, config.head_width, jnp.float32)
+
+
+def admitted(cache, length):
+    """The cache with `length` new tokens in every row, and the mask of their queries."""
+    ones = np.ones((cache.keys.shape[1], length), np.int32)
+    cache = cache.admit(ones)
+    return cache, Mask(causal=True, query_segments=ones, key_segments=cache.valid, offset=cache.index)
+
+
+def test_an_empty_cache_holds_nothing():
+    cache = Cache.empty(3, 2, 5, 1, 4, jnp.bfloat16)
+    assert cache.keys.shape == cache.values.shape == (3, 2, 5, 1, 4) and cache.keys.dtype == jnp.bfloat16
+    assert cache.slots == 5 and cache.index == 0 and not np.any(cache.valid) and cache.cross is None
+
+
+def test_tokens_are_admitted_at_the_index():
+    cache = dataclasses.replace(Cache.empty(1, 2, 5, 1, 1, jnp.float32), index=jnp.int32(1))
+    cache = cache.admit(np.array([[0, 1], [1, 2]]))
+    assert cache.valid.tolist() == [[0, 0, 1, 0, 0], [0, 1, 2, 0, 0]] and cache.index == 1
+    with pytest.raises(InputError, match="6 tokens do not fit into a cache of 5 slots"):
+        cache.admit(np.ones((2, 6), np.int32))
+
+
+def test_a_layer_writes_its_own_slots_and_sees_all_of_them():
+    keys = jnp.arange(3 * 4, dtype=jnp.bfloat16).reshape(3, 1, 4, 1, 1)
+    loop = CacheInLoop(keys, -keys, jnp.int32(2), jnp.int32(1))
+    after, seen = loop.put(KeysValues(jnp.full((1, 1, 1, 1), 50.0), jnp.full((1, 1, 1, 1), 60.0)))
+    assert seen.keys.ravel().tolist() == [4, 5, 50, 7] and seen.values.ravel().tolist() == [-4, -5, 60, -7]
+    assert seen.keys.dtype == jnp.float32 and after.keys.dtype == jnp.bfloat16
+    assert after.layer == 2 and after.index == 2
+    assert after.keys.ravel().tolist() == [0, 1, 2, 3, 4, 5, 50, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("layout", [lambda params: params, layer_by_layer])
+def test_the_stack_with_a_cache_equals_the_stack(layout):
+    params, module = parameters(LLAMA), TransformerModule(LLAMA)
+    whole, states = module.apply(params, X, Mask(causal=True), hidden=True)
+    params = layout(params)
+
+    @jax.jit
+    def step(params, x, cache):
+        cache, mask = admitted(cache, x.shape[1])
+        return module.apply(params, x, mask, hidden=True, cache=cache)
+
+    cache = empty(LLAMA, T + 3)
+    for start, stop in ((0, 3), (3, 4), (4, 5), (5, 6)):
+        out, hidden, cache = step(params, X[:, start:stop], cache)
+        np.testing.assert_allclose(out, whole[:, start:stop], atol=1e-5)
+        np.testing.assert_allclose(hidden, states[:, :, start:stop], atol=1e-5)
+    assert cache.index == T and not np.any(cache.keys[:, :, T:])
+
+
+def test_the_cache_is_updated_in_place():
+    """A step's temporaries hold a layer of the cache at most a few times, and never all layers."""
+    config = dataclasses.replace(LLAMA, depth=16)
+    params, cache = parameters(config), empty(config, 2048, batch=2)
+
+    def step(params, x, cache):
+        cache, mask = admitted(cache, 1)
+        return TransformerModule(config).apply(params, x, mask, cache=cache)
+
+    compiled = jax.jit(step, donate_argnums=2).lower(params, X[:2, :1], cache).compile()
+    memory, size = compiled.memory_analysis(), cache.keys.nbytes + cache.values.nbytes
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 4
+    for _ in range(2):
+        before, (_, _, cache) = cache, compiled(params, X[:2, :1], cache)
+        assert before.keys.is_deleted() and before.values.is_deleted()
+    assert cache.index == 2
+
+
+@pytest.mark.parametrize("layout", [lambda params: params, layer_by_layer])
+def test_a_context_is_read_once(layout):
+    config, params, module = BERT, parameters(BERT), TransformerModule(BERT)
+    seen = Mask.padding(np.arange(N)[None] < np.array([[5], [2], [3], [4]]), T)
+    whole, _ = module.apply(params, X, Mask(causal=True), context=CONTEXT, context_mask=seen)
+
+    def narrowed(length):
+        return dataclasses.replace(seen, query_segments=seen.query_segments[:, :length])
+
+    params = layout(params)
+    cache, mask = admitted(empty(config, T), 2)
+    first, _, cache = module.apply(params, X[:, :2], mask, context=CONTEXT, context_mask=narrowed(2), cache=cache)
+    np.testing.assert_allclose(first, whole[:, :2], atol=1e-5)
+    assert cache.cross.keys.shape == (config.depth, B, N, config.heads, D // config.heads)
+
+    @jax.jit
+    def step(params, x, cache):
+        cache, mask = admitted(cache, 1)
+        return module.apply(params, x, mask, context_mask=narrowed(1), cache=cache)
+
+    for i in range(2, T):
+        out, _, cache = step(params, X[:, i : i + 1], cache)
+        np.testing.assert_allclose(out, whole[:, i : i + 1], atol=1e-5)
+    with pytest.raises(ValueError, match="context is missing"):
+        module.apply(params, X[:, :1], cache=empty(config, T))

@@ -1,0 +1,126 @@
+"""SentencePiece models: T5, SigLIP, LLaMA, Vicuna, Mistral."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from vlmax.data.tokenizers.tokenizer import Tokenizer, before_end, read, wrong_file
+from vlmax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    """A SentencePiece model, and the tokens that were added to it.
+
+    Attributes:
+      path: the `.model` file.
+      pad: the padding id, where it is not the model's own: SigLIP pads with its end mark, 1; LLaVA with `<unk>`, 0; an
+        added token's id does too.
+      extra_ids: T5's sentinels: 100 tokens, of which `<extra_id_0>` has the highest id, 32099.
+      added: further tokens, with the next free ids.
+      marks: `<s>`, `</s>`, `<unk>` and `<pad>` stand for themselves where a text has them, as in transformers; without
+        it they are text like any other, as in SentencePiece itself.
+      legacy: the text after an added token or mark begins with a space of the model's making, as the first does: the
+        behaviour of LLaMA's and T5's first tokenizers in transformers, which files without `"legacy": false` ask for.
+    """
+
+    path: str
+    pad: int | None = None
+    extra_ids: int = 0
+    added: tuple[str, ...] = ()
+    marks: bool = False
+    legacy: bool = True
+
+    def open(self) -> Tokenizer:
+        """The tokenizer; raises `InputError` where the file is missing or no model, or there is no padding id."""
+        data = read(self.path, "SentencePiece.path")
+        try:
+            processor = sentencepiece.SentencePieceProcessor()
+            processor.load_from_serialized_proto(data)
+            if not data:
+                raise ValueError("it is empty")
+        except (RuntimeError, ValueError) as error:
+            raise wrong_file(self.path, "SentencePiece.path", "a SentencePiece model", error) from None
+        names = self._names(processor)
+        size = 1 + max([len(processor) - 1, *names.values()])
+        bos, eos, pad = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id(), processor.pad_id()))
+        pad = pad if self.pad is None else self.pad
+        if pad is None or not 0 <= pad < size:
+            raise InputError(
+                f"opening the tokenizer {self.path}: its padding id is {pad}; give one of its ids, 0 to {size - 1}, in "
+                "the tokenizer's field SentencePiece.pad"
+            )
+        return PieceTokenizer(
+            processor, size, pad, bos, eos, names, None if self.legacy or not names else _without_prefix(data)
+        )
+
+    def _names(self, processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
+        """What stands for itself in a text, with its id."""
+        if self.extra_ids < 0 or not all(self.added):
+            raise InputError(
+                f"opening the tokenizer {self.path}: extra_ids is {self.extra_ids} and added {list(self.added)}; "
+                "extra_ids must not be negative, and no added token empty"
+            )
+        names = {f"<extra_id_{i}>": len(processor) + self.extra_ids - 1 - i for i in range(self.extra_ids)}
+        pieces = {processor.id_to_piece(i): i for i in range(len(processor))}
+        for token in self.added:
+            if token not in names:
+                names[token] = pieces.get(
+                    token, len(processor) + len([i for i in names.values() if i >= len(processor)])
+                )
+        if self.marks:
+            marks = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
+            names |= {processor.id_to_piece(i): i for i in marks if i >= 0}
+        return names
+
+
+@dataclasses.dataclass
+class PieceTokenizer:
+    """A `Tokenizer` on SentencePiece.
+
+    Attributes:
+      names: tokens that stand for themselves in a text, with their ids.
+      bare: the model without its leading space, for the text after such a token; None: `processor` reads that too.
+    """
+
+    processor: sentencepiece.SentencePieceProcessor
+    vocab_size: int
+    pad_id: int
+    bos: int | None
+    eos: int | None
+    names: dict[str, int]
+    bare: sentencepiece.SentencePieceProcessor | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text alone."""
+        if not self.names:
+            return self.processor.encode(text)
+        longest_first = sorted(self.names, key=len, reverse=True)
+        ids: list[int] = []
+        for i, part in enumerate(re.split(f"({'|'.join(map(re.escape, longest_first))})", text)):
+            if i % 2:
+                ids.append(self.names[part])
+            else:
+                ids.extend((self.bare if i and self.bare else self.processor).encode(part))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids before the first end mark; added tokens are left out."""
+        kept = before_end(ids, self.bos, self.eos)
+        return self.processor.decode([i for i in kept if i < len(self.processor)])
+
+
+def _without_prefix(data: bytes) -> sentencepiece.SentencePieceProcessor:
+    """The model that puts no space before a text."""
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString(data)
+    model.normalizer_spec.add_dummy_prefix = False
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.load_from_serialized_proto(model.SerializeToString())
+    return processor

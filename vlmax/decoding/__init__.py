@@ -1,0 +1,1 @@
+"""Text generation: one compiled loop over a cache, greedy, sampled or by beam search."""

@@ -1,0 +1,117 @@
+"""A foreign checkpoint on disk: which family it is of, its configuration, its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from vlmax.errors import InputError
+from vlmax.interop import open_clip, safetensors, torch_files
+from vlmax.interop.families import CONFIG, KNOWN, OPEN_CLIP_CONFIG, of_model_type, read_json
+from vlmax.interop.family import Family
+from vlmax.interop.tensors import Stored
+
+TORCH = (".bin", ".pt", ".pth")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OPEN_CLIP_WEIGHTS = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A foreign checkpoint.
+
+    Attributes:
+      path: the folder, or the one file.
+      family: its layout.
+      config: our configuration of its model.
+      tensors: what it holds, by its own names.
+    """
+
+    path: Path
+    family: Family
+    config: Any
+    tensors: dict[str, Stored]
+
+
+def open_checkpoint(path: Path, family: str | None = None) -> Checkpoint:
+    """Reads everything but the values.
+
+    Args:
+      path: a folder, or a single file of OpenAI's.
+      family: `open_clip` or `openai`, where the folder has another configuration too or none.
+
+    Raises:
+      InputError: the path is missing, no family is known for it, or its files are damaged.
+    """
+    if family is not None and family not in KNOWN:
+        raise InputError(f"reading {path}: the family {family!r} is not known; known: {', '.join(KNOWN)}")
+    if path.is_file():
+        return _openai(path, tensors_of(path), family)
+    if not path.is_dir():
+        raise InputError(f"reading {path}: there is no such folder or file; give the folder that holds config.json")
+    if family == "openai":
+        return _openai(path, tensors_of(_weights(path, (*WEIGHTS, *OPEN_CLIP_WEIGHTS))), family)
+    if (path / OPEN_CLIP_CONFIG).is_file() and (family == "open_clip" or not (path / CONFIG).is_file()):
+        found = read_json(path / OPEN_CLIP_CONFIG)
+        tensors = tensors_of(_weights(path, (*OPEN_CLIP_WEIGHTS, *WEIGHTS)))
+        return Checkpoint(path, open_clip.FAMILY, open_clip.FAMILY.read(found), tensors)
+    if not (path / CONFIG).is_file():
+        raise InputError(
+            f"reading {path}: it has no config.json, which says what model it holds; known families: {', '.join(KNOWN)}"
+        )
+    found = read_json(path / CONFIG)
+    known = of_model_type(found, path / CONFIG)
+    return Checkpoint(path, known, _configured(path, known, found), tensors_of(_weights(path, WEIGHTS)))
+
+
+def _configured(path: Path, family: Family, found: dict[str, Any]) -> Any:
+    config = family.read(found)
+    pixels = path / "preprocessor_config.json"
+    if family.name in ("clip", "siglip") and pixels.is_file():
+        values = read_json(pixels)
+        normal = {ours: values.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))}
+        config = dataclasses.replace(config, **{name: tuple(value) for name, value in normal.items() if value})
+    return config
+
+
+def _openai(path: Path, tensors: dict[str, Stored], family: str | None) -> Checkpoint:
+    """A file without configuration: OpenAI's alone can be told from its tensors."""
+    names = {name.removeprefix("module."): stored for name, stored in tensors.items()}
+    if family != "openai" and open_clip.OPENAI_MARK not in names:
+        raise InputError(
+            f"reading {path}: it has no configuration beside it, and its tensors do not say which activation they need; "
+            "give the folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP (--family openai)"
+        )
+    config = open_clip.FAMILY.read(open_clip.described(names))
+    return Checkpoint(path, open_clip.FAMILY, config, tensors)
+
+
+def _weights(folder: Path, names: tuple[str, ...]) -> Path:
+    """The file of weights, or the index of several."""
+    for name in names:
+        for path in (folder / f"{name}.index.json", folder / name):
+            if path.is_file():
+                return path
+    raise InputError(f"reading {folder}: it has no weights; they would be one of {', '.join(names)}, or an index of such")
+
+
+def tensors_of(path: Path) -> dict[str, Stored]:
+    """The tensors of a file, or of all files of an index; raises InputError where they are damaged or hold code."""
+    if path.name.endswith(".safetensors.index.json"):
+        return safetensors.read_sharded(path)
+    if path.name.endswith(".index.json"):
+        files = sorted(set(safetensors.weight_map(path).values()))
+        tensors = safetensors.merged((torch_files.read(safetensors.file_of(path, name)) for name in files), path)
+        missing = sorted(set(safetensors.weight_map(path)) - set(tensors))
+        if missing:
+            raise InputError(f"reading {path}: it names {missing[0]}, which no file holds; fetch the files anew")
+        return tensors
+    if path.suffix in TORCH:
+        return torch_files.read(path)
+    if path.suffix == ".safetensors":
+        return safetensors.read(path)
+    raise InputError(f"reading {path}: weights are .safetensors or torch files ({', '.join(TORCH)}), not {path.suffix!r}")

@@ -1,0 +1,58 @@
+"""From one folder to another, array by array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vlmax.errors import InputError
+from vlmax.interop.exporting import check_empty, export, save
+from vlmax.interop.loading import open_model
+from vlmax.interop.writing import SHARD_BYTES
+
+OURS = "vlmax"
+
+
+def convert(
+    source: str | Path,
+    to: Path,
+    form: str = OURS,
+    family: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Iterator[str]:
+    """Converts a checkpoint, and says what was done.
+
+    Args:
+      source: what `vlmax.load` takes.
+      to: a folder that is not there yet.
+      form: `vlmax`, or as `families.that_writes` takes it.
+      family: see `vlmax.load`.
+      dtype: of what is written; None: as it was.
+      shard_bytes: the largest file of weights of a foreign checkpoint.
+
+    Raises:
+      InputError: see `vlmax.load` and `exporting.export`.
+    """
+    if shard_bytes < 1:
+        raise InputError(f"--shard-gb makes files of {shard_bytes} bytes; it must be above 0")
+    check_empty(to)
+    opened = open_model(source, family)
+    for note in opened.notes:
+        yield f"left out: {note}"
+    arrays = opened.arrays(dtype=None if dtype is None else np.dtype(_dtype(dtype)))
+    if form == OURS:
+        save(to, opened.config, opened.family, arrays, opened.files)
+        written = opened.family
+    else:
+        written = export(to, opened.config, arrays, opened.files, form, shard_bytes)
+    count = sum(array.size for array in arrays.values())
+    yield f"{source} -> {to}: {type(opened.config).__name__} ({written.name}), {count:,} parameters"
+
+
+def _dtype(name: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, None) or name)

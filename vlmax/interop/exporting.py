@@ -1,0 +1,155 @@
+"""A model of ours as a foreign checkpoint: weights, configuration, and the files that travel along."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from vlmax.errors import InputError
+from vlmax.interop import folder, writing
+from vlmax.interop.families import CONFIG, OPEN_CLIP_CONFIG, read_json, that_writes
+from vlmax.interop.family import Family
+from vlmax.interop.model import outline
+from vlmax.interop.table import places
+
+GENERATION = "generation_config.json"
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def export(
+    to: Path,
+    config: Any,
+    arrays: Mapping[str, Array],
+    files: Path | None = None,
+    form: str = "huggingface",
+    shard_bytes: int = writing.SHARD_BYTES,
+) -> Family:
+    """Writes a checkpoint.
+
+    Args:
+      to: a folder that is not there yet, or is empty.
+      config: our configuration.
+      arrays: by path.
+      files: a folder with files that shall travel along: tokenizer, config.json, generation_config.json.
+      form: see `families.that_writes`.
+      shard_bytes: the largest file of weights.
+
+    Raises:
+      InputError: the format cannot express the model, or the folder holds something.
+    """
+    family, described = that_writes(config, form)
+    check_empty(to)
+    shape = outline(config, family)
+    found = places(family.table(config), shape.shapes(), family.sizes(config))
+    tensors = writing.sources(found, arrays)
+    for name, values in family.written(config, list(tensors)).items():
+        tensors[name] = (values.shape, values.dtype, lambda values=values: values)
+    with finished(to) as part:
+        open_clip = not family.model_types
+        writing.write(part, tensors, shard_bytes, "open_clip_model" if open_clip else "model")
+        if jax.process_index() == 0:
+            copy_files(files, part, family.files)
+            name = OPEN_CLIP_CONFIG if open_clip else CONFIG
+            dtype = np.dtype(next(iter(arrays.values())).dtype).name
+            before = read_json(part / name) if (part / name).is_file() else {}
+            content = merged(before, described, family) | ({} if open_clip else {"dtype": dtype})
+            write_json(part / name, content)
+            write_beside(part, config, family, content)
+    return family
+
+
+def save(to: Path, config: Any, family: Family, arrays: Mapping[str, Array], files: Path | None = None) -> None:
+    """Writes a folder of ours; raises InputError where there is something already."""
+    check_empty(to)
+    with finished(to) as part:
+        folder.save(part, config, outline(config, family), family.sizes(config), arrays)
+        if jax.process_index() == 0 and files is not None:
+            (part / folder.FOREIGN).mkdir()
+            copy_files(files, part / folder.FOREIGN, family.files)
+
+
+def write_beside(part: Path, config: Any, family: Family, content: Mapping[str, Any]) -> None:
+    """What a complete checkpoint has beside it where nothing travelled along."""
+    marks = {name: content[name] for name in MARKS if content.get(name) is not None}
+    # Without an end mark nothing is written: transformers then goes by its own defaults.
+    if hasattr(config, "empty_cache") and "eos_token_id" in marks and not (part / GENERATION).is_file():
+        write_json(part / GENERATION, marks)
+    pixels = part / "preprocessor_config.json"
+    if family.name in ("clip", "siglip") and not pixels.is_file():
+        height, width = config.image.image_size
+        clip = family.name == "clip"
+        size = {"shortest_edge": height} if clip else {"height": height, "width": width}
+        crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}} if clip else {}
+        kind = "CLIPImageProcessor" if clip else "SiglipImageProcessor"
+        normal = {"image_mean": list(config.mean), "image_std": list(config.std)}
+        write_json(pixels, {"image_processor_type": kind, "size": size, "resample": 3, **crop, **normal})
+
+
+def merged(before: Mapping[str, Any], described: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """What we say of the model over what a configuration that travelled along says, where that is of the same model.
+
+    It keeps what we do not know, such as ids of marks, and its `model_type` where that describes the same model.
+    """
+    kind = before.get("model_type")
+    if kind != described.get("model_type"):
+        names = ("model_type", "architectures")
+        other = {**before, **{name: value for name, value in described.items() if name not in names}}
+        if kind not in family.model_types or family.read(other) != family.read(described):
+            return dict(described)
+        described = {**described, **{name: before[name] for name in names if name in before}}
+
+    def over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+        nested = {name: over(old[name], new[name]) for name in new if _both(old, new, name)}
+        marks = {name: old[name] for name in MARKS if name in old}
+        return {**old, **new, **nested, **marks}
+
+    gone = ("torch_dtype", "quantization_config", "_name_or_path")
+    return {name: value for name, value in over(before, described).items() if name not in gone}
+
+
+def _both(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> bool:
+    return name.endswith("_config") and isinstance(old.get(name), dict) and isinstance(new[name], dict)
+
+
+def copy_files(files: Path | None, to: Path, names: tuple[str, ...]) -> None:
+    """Copies those of the files that are there."""
+    for name in names if files is not None else ():
+        if files is not None and (files / name).is_file():
+            shutil.copyfile(files / name, to / name)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file for people, too."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_empty(to: Path) -> None:
+    """Raises InputError where the folder holds something, or cannot be made."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"writing {to}: there is something already; name a folder that is not there yet (--to)")
+
+
+@contextlib.contextmanager
+def finished(to: Path) -> Iterator[Path]:
+    """Gives a folder beside `to` to write into, which becomes `to` when all has been written."""
+    first, part = jax.process_index() == 0, to.with_name(to.name + ".part")
+    if first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    try:
+        yield part
+        if first:
+            if to.is_dir():
+                to.rmdir()
+            part.rename(to)
+    finally:
+        if first:
+            shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,210 @@
+"""Tables of names: which foreign tensor is which array of ours, and what is wrong where they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from vlmax.errors import InputError, nearest
+from vlmax.interop.layout import Fitted, Sizes, fit
+from vlmax.interop.tensors import Tensors
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+      own: path of our array, with `/`.
+      foreign: name of the foreign tensor. With `{layer}` our array is stacked over layers and there is one for each.
+      layout: how the one lies in the other, for one layer (`layout.py`); in most rows both are the same.
+      part: which of several arrays in one foreign tensor is ours.
+      first: the number that the foreign names give to our first layer.
+    """
+
+    own: str
+    foreign: str
+    layout: str
+    part: int = 0
+    first: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where one array of ours, or one layer of it, comes from and goes to.
+
+    Attributes:
+      own: path of our array.
+      layer: index on its first dimension; None: it is not stacked.
+      foreign: name of the tensor.
+      fitted: the layout, with sizes.
+    """
+
+    own: str
+    layer: int | None
+    foreign: str
+    fitted: Fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Foreign tensors that have no array of ours.
+
+    Attributes:
+      pattern: of their whole names.
+      reason: why, for whoever converts; None: constants that the code computes, which nobody misses.
+    """
+
+    pattern: str
+    reason: str | None = None
+
+
+def under(own: str, foreign: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows with something before their names."""
+    return tuple(dataclasses.replace(row, own=own + row.own, foreign=foreign + row.foreign) for row in rows)
+
+
+def linear(own: str, foreign: str, layout: str, bias: str | None = None, **more: int) -> tuple[Row, ...]:
+    """The kernel and the bias of a torch Linear or Conv; where the model has no bias the row is not used."""
+    kernel = Row(f"{own}/kernel", f"{foreign}.weight", layout, **more)
+    return (kernel,) if bias is None else (kernel, Row(f"{own}/bias", f"{foreign}.bias", bias, **more))
+
+
+def norm(own: str, foreign: str, **more: int) -> tuple[Row, ...]:
+    """The scale and the bias of a norm."""
+    return (
+        Row(f"{own}/scale", f"{foreign}.weight", "D = D", **more),
+        Row(f"{own}/bias", f"{foreign}.bias", "D = D", **more),
+    )
+
+
+def places(rows: Sequence[Row], shapes: Shapes, sizes: Sizes) -> list[Place]:
+    """All places of a model, one a layer; rows for arrays that it does not have are not used.
+
+    Args:
+      rows: of the family.
+      shapes: of our arrays, by path.
+      sizes: see `layout.fit`.
+
+    Raises:
+      ValueError: the table lacks one of our arrays, which is an error in the table.
+    """
+    found = []
+    for row in rows:
+        if row.own not in shapes:
+            continue
+        shape = shapes[row.own]
+        if "{layer}" not in row.foreign:
+            found.append(Place(row.own, None, row.foreign, fit(row.layout, shape, sizes, row.part)))
+            continue
+        fitted = fit(row.layout, shape[1:], sizes, row.part)
+        for layer in range(shape[0]):
+            found.append(Place(row.own, layer, row.foreign.format(layer=layer + row.first), fitted))
+    missing = sorted(set(shapes) - {place.own for place in found})
+    if missing:
+        raise ValueError(f"the table has no row for {', '.join(missing)}")
+    return found
+
+
+def renamed(tensors: Tensors, rules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The name that the table has for every tensor -> the name in the file.
+
+    Raises:
+      InputError: two tensors would get the same name.
+    """
+    names: dict[str, str] = {}
+    for found in tensors:
+        name = found
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if name in names:
+            raise InputError(f"reading weights: {names[name]} and {found} are both {name}; remove one of them")
+        names[name] = found
+    return names
+
+
+def check(
+    found: Sequence[Place], tensors: Tensors, names: Mapping[str, str], left_out: Sequence[LeftOut], what: str
+) -> list[str]:
+    """Holds the places of a model against the tensors of a checkpoint; returns notes on what is left out.
+
+    Args:
+      found: the places.
+      tensors: of the checkpoint.
+      names: the table's name -> the checkpoint's.
+      left_out: of the family.
+      what: the checkpoint, for messages.
+
+    Raises:
+      InputError: lists the tensors that nothing takes, the arrays that nothing fills, and the shapes that do not fit.
+    """
+    wanted = {place.foreign: place for place in found}
+    skipped: dict[str, list[str]] = {}
+    unused = []
+    for name in sorted(set(names) - set(wanted)):
+        rule = next((rule for rule in left_out if re.fullmatch(rule.pattern, name)), None)
+        if rule is None:
+            unused.append(name)
+        elif rule.reason:
+            skipped.setdefault(rule.reason, []).append(name)
+    missing = [name for name in wanted if name not in names]
+    problems = [
+        f"  {name} {list(wanted[name].fitted.foreign_shape)} is not there, so that {_own(wanted[name])} stays empty; "
+        f"{_nearest(name, unused or list(names))}"
+        for name in missing
+    ]
+    problems += [
+        f"  {name} {list(tensors[names[name]].shape)} belongs to nothing in the model; {_nearest(name, missing)}"
+        for name in unused
+    ]
+    for name, place in wanted.items():
+        if name in names and tensors[names[name]].shape != place.fitted.foreign_shape:
+            problems.append(_shapes_differ(name, place, tensors[names[name]].shape))
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(
+            f"reading {what}: its tensors are not those of the model that its configuration describes:\n"
+            + "\n".join(problems[:20])
+            + more
+            + "\nmake weights and config.json agree"
+        )
+    return [f"{reason}: {_several(names_)}" for reason, names_ in skipped.items()]
+
+
+def _shapes_differ(name: str, place: Place, shape: tuple[int, ...]) -> str:
+    """Both shapes, and why they may differ."""
+    wanted = place.fitted.foreign_shape
+    rank = len(shape) == len(wanted)
+    differ = {group for group, a, b in zip(place.fitted.right, wanted, shape, strict=True) if a != b} if rank else set()
+    letters = {letter for group in differ for letter in group}
+    reason = "another kind of layer or of file"
+    if not rank:
+        reason = "another layout of the same weights"
+    elif shape == wanted[::-1] and len(shape) == 2:
+        reason = "the matrix is transposed"
+    elif "V" in letters:
+        reason = "another vocabulary size (`vocab_size`), such as one with added tokens"
+    elif "T" in letters:
+        reason = "another number of positions: another longest text, image size or patch size"
+    elif letters & {"H", "G", "K"}:
+        reason = "another number or width of heads"
+    elif "F" in letters:
+        reason = "another width of the feed-forward part"
+    elif "D" in letters:
+        reason = "another width of the model"
+    return f"  {name} is {list(shape)}, the configuration makes it {list(wanted)} ({_own(place)}); likely {reason}"
+
+
+def _own(place: Place) -> str:
+    return place.own if place.layer is None else f"{place.own}, layer {place.layer}"
+
+
+def _nearest(name: str, others: Sequence[str]) -> str:
+    return nearest(name, others) if len(others) <= 500 else nearest(name, others[:500])
+
+
+def _several(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

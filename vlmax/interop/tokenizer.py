@@ -1,0 +1,80 @@
+"""The tokenizer that lies beside a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlmax.data.tokenizers import ByteBpe, SentencePiece, Tokenizer, TokenizerConfig, TokenizerJson, WordPiece
+from vlmax.errors import InputError
+from vlmax.interop.families import read_json
+
+
+def tokenizer_config(folder: Path) -> TokenizerConfig | None:
+    """What opens the tokenizer in a folder; None where there is none.
+
+    Where the files name no padding token, as LLaMA's do not, `<unk>` fills rows, and where there is none, the end mark.
+    Begin and end are BERT's `[CLS]` and `[SEP]` where the files call them so.
+    """
+    options = _options(folder)
+    marks = {name: _text(options.get(f"{name}_token")) for name in ("bos", "eos", "pad", "unk", "cls", "sep")}
+    bos, eos = marks["bos"] or marks["cls"], marks["eos"] or marks["sep"]
+    if (folder / "tokenizer.json").is_file():
+        pad = marks["pad"] or marks["unk"] or eos
+        if pad is None:
+            raise InputError(
+                f"opening the tokenizer in {folder}: tokenizer_config.json names no padding, end or unknown token; add "
+                "`pad_token` to it"
+            )
+        return TokenizerJson(str(folder / "tokenizer.json"), pad, bos, eos)
+    for name in ("tokenizer.model", "spiece.model"):
+        if (folder / name).is_file():
+            return _pieces(folder, name, options)
+    if (folder / "vocab.txt").is_file():
+        return WordPiece(str(folder / "vocab.txt"), lower=options.get("do_lower_case", True))
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        plain = "<|endoftext|>"
+        return ByteBpe(
+            str(folder / "vocab.json"),
+            str(folder / "merges.txt"),
+            bos or plain,
+            eos or plain,
+            marks["pad"] or eos or plain,
+        )
+    return None
+
+
+def _pieces(folder: Path, name: str, options: dict[str, Any]) -> SentencePiece:
+    extra = options.get("extra_ids", 100 if name == "spiece.model" and options.get("eos_token") == "</s>" else 0)
+    added = _read(folder / "added_tokens.json")
+    names = tuple(sorted((token for token in added if not token.startswith("<extra_id_")), key=lambda token: added[token]))
+    pad = None if name == "spiece.model" else 0
+    return SentencePiece(
+        str(folder / name), pad, extra_ids=extra, added=names, marks=True, legacy=options.get("legacy", True) is not False
+    )
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json."""
+    return {**_read(folder / "special_tokens_map.json"), **_read(folder / "tokenizer_config.json")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _text(token: Any) -> str | None:
+    """A token, which the files write as a string or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: Any, where: Path) -> None:
+    """Raises InputError where ids pass the model's embeddings: a tokenizer of another model."""
+    if hasattr(config, "check_tokenizer"):
+        return config.check_tokenizer(tokenizer)
+    vocab = getattr(config, "vocab", None)
+    if vocab is not None and tokenizer.vocab_size > vocab:
+        raise InputError(
+            f"opening the tokenizer in {where}: it has {tokenizer.vocab_size} ids and the model embeds {vocab}: it belongs "
+            "to another model, or tokens were added to it; take the model's own"
+        )

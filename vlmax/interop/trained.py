@@ -1,0 +1,118 @@
+"""A model out of a run's directory: the newest checkpoint's parameters, its moving average where the run has one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from vlmax.described import rebuilt
+from vlmax.errors import InputError
+from vlmax.interop.families import of_config, read_json
+from vlmax.interop.family import Family
+from vlmax.interop.model import Outline, outline
+from vlmax.sharding.rules import Rules
+from vlmax.systems.language_model import LanguageModel
+
+EXPERIMENT, CHECKPOINTS, STATE = "experiment.json", "checkpoints", "state"
+PLACES = ("ema", "trainable", "frozen", "carried")
+"""Where in a run's state an array may lie; the first that has it is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The model of a run; it has what `loading.Opened` has.
+
+    Attributes:
+      state: the folder of the state.
+      stored: path of an array -> path in the state, and its dtype.
+    """
+
+    config: Any
+    family: Family
+    outline: Outline
+    state: Path
+    stored: Mapping[str, tuple[str, np.dtype]]
+    files: Path
+    tokenizer: Any = None
+    notes: tuple[str, ...] = ()
+
+    def arrays(
+        self, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None, rules: Rules = ()
+    ) -> dict[str, jax.Array]:
+        """See `loading.Opened.arrays`."""
+        dtypes = {path: np.dtype(kind if dtype is None else dtype) for path, (_, kind) in self.stored.items()}
+        return self.read(self.outline.shardings(mesh, rules), dtypes)
+
+    def read(
+        self, shardings: Mapping[str, jax.sharding.Sharding], dtypes: Mapping[str, np.dtype] | None = None
+    ) -> dict[str, jax.Array]:
+        """See `loading.Opened.read`."""
+        shapes = self.outline.shapes()
+        wanted = {
+            self.stored[path][0]: jax.ShapeDtypeStruct(
+                shapes[path], self.stored[path][1] if dtypes is None else dtypes[path], sharding=sharding
+            )
+            for path, sharding in shardings.items()
+        }
+        item = unflatten_dict(wanted, sep="/")
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+            args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+            found = flatten_dict(reader.restore(self.state, args=args), sep="/")
+        return {path: found[self.stored[path][0]] for path in shardings}
+
+    def dtype(self) -> np.dtype:
+        """What most arrays are stored as."""
+        kinds = [kind for _, kind in self.stored.values()]
+        return max(set(kinds), key=kinds.count)
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder is a run's."""
+    return (path / EXPERIMENT).is_file()
+
+
+def open_run(path: Path) -> Trained:
+    """The newest checkpoint of a run.
+
+    Raises:
+      InputError: there is none, or this vlmax does not know its system.
+    """
+    experiment = read_json(path / EXPERIMENT).get("experiment", {})
+    system = rebuilt(experiment.get("system"))
+    config = system.text.decoder if isinstance(system, LanguageModel) else system
+    family = of_config(config)
+    steps = [int(entry.name) for entry in (path / CHECKPOINTS).glob("*") if entry.name.isdigit()]
+    if not steps:
+        raise InputError(f"reading {path}: the run has no checkpoint yet; train first")
+    state = (path / CHECKPOINTS / str(max(steps)) / STATE).resolve()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.metadata(state).item_metadata.tree
+    shape = outline(config, family)
+    leaves = flatten_dict(found, sep="/")
+    stored = {name: _place(name, shape, leaves, state) for name in shape.boxed}
+    tokenizer = experiment.get("data", {}).get("preprocess", {}).get("tokenizer")
+    return Trained(config, family, shape, state, stored, path, rebuilt(tokenizer))
+
+
+def _place(name: str, shape: Outline, leaves: Mapping[str, Any], state: Path) -> tuple[str, np.dtype]:
+    """Where in the state an array lies."""
+    wanted = shape.shapes()[name]
+    for place in PLACES:
+        path = f"{place}/{shape.collections[name]}/{name}" if place == "carried" else f"{place}/{name}"
+        if path in leaves:
+            if tuple(leaves[path].shape) != wanted:
+                raise InputError(
+                    f"reading {state}: {name} is {list(leaves[path].shape)}, and the run's experiment.json makes it "
+                    f"{list(wanted)}; restore the experiment.json that the run was started with"
+                )
+            return path, np.dtype(leaves[path].dtype)
+    raise InputError(f"reading {state}: it has no {name}; restore the experiment.json that the run was started with")

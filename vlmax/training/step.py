@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from vlmax.data.digest import digest
 from vlmax.errors import InputError
@@ -125,18 +125,20 @@ def train_step(
         trainable = optax.apply_updates(state.trainable, updates)
         trainable = without(system.constrain(merge(trainable, state.frozen)), trainable)
         update_norm = optax.tree.norm(updates)
+        updates_before = state.step - state.nonfinite_total  # skipped steps do not count
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         trainable, optimizer_state, carried = select(
             finite, (trainable, optimizer_state, carried), (state.trainable, state.optimizer, state.carried)
         )
         ema = state.ema
         if ema_decay is not None:
-            average = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, trainable)
+            decay = average_decay(ema_decay, updates_before)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, trainable)
             ema = select(finite, average, ema)
         nonfinite = jnp.where(finite, 0, state.nonfinite_in_row + 1)
         metrics = {
             "loss": loss,
-            "learning_rate": schedule(state.step - state.nonfinite_total),  # skipped steps do not count
+            "learning_rate": schedule(updates_before),
             "gradient_norm": norm,
             "parameter_norm": optax.tree.norm(trainable),
             "update_norm": update_norm,
@@ -160,6 +162,11 @@ def train_step(
         return after, metrics
 
     return step
+
+
+def average_decay(decay: float, updates: Int[Array, ""]) -> Float[Array, ""]:
+    """The decay of the moving average after so many updates: short at first, or the fresh weights would stay in it."""
+    return jnp.minimum(decay, (1 + updates) / (10 + updates))
 
 
 def without(params: Params, like: Params) -> Params:

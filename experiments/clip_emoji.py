@@ -65,8 +65,10 @@ def get_config(variant: str = "base") -> Experiment:
     return Experiment(
         name="clip_emoji",
         system=CLIP(
-            image=ViT(image=SIZE, patch=16, width=192, depth=6, heads=3, mlp=768, pool="mean", drop_path=0.1),
-            text=TextEncoder(width=192, depth=2, heads=3, mlp=768, vocab=VOCAB, context=LENGTH),
+            image=ViT(image=SIZE, patch=16, width=192, depth=6, heads=3, mlp=768, pool="mean", drop_path=0.1, unroll=6),
+            text=TextEncoder(
+                width=192, depth=2, heads=3, mlp=768, vocab=VOCAB, context=LENGTH, unroll=2, causal=False, pool="mean"
+            ),
             embed=128,
             dtype="float32",
         ),

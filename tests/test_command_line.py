@@ -13,7 +13,7 @@ from tests.shared import REPOSITORY
 from vlmax import evaluate, train
 from vlmax.command_line import load_experiment, load_file, parse, split_variant
 from vlmax.errors import EXIT_FAILED, EXIT_INPUT, EXIT_RESTART, InputError, RestartRequested, exit_codes
-from vlmax.models.encoders.vit import ViT
+from vlmax.models.encoders.resnet import ResNet
 from vlmax.training import loop
 from vlmax.training.optimizers import AdamW
 from vlmax.training.schedules import Cosine
@@ -47,13 +47,13 @@ def command(*arguments: str):
 
 def test_overrides_are_the_fields_own_paths_and_keep_their_types():
     found = command(
-        "--optimizer.schedule.peak", "2e-3", "--steps", "7", "--data.batch-size", "64", "--system.image.pool", "class",
+        "--optimizer.schedule.peak", "2e-3", "--steps", "7", "--data.batch-size", "64", "--system.text.pool", "last",
         "--checkpoints.every_minutes", "None", "--optimizer.frozen", "image/.*", "text/.*", "--ema-decay", "0.5",
         "--data.sources.0.source.count", "5", "--mesh.fsdp", "2", "--system.dtype=bfloat16",
     ).experiment  # fmt: skip
     assert found.optimizer.schedule == Cosine(peak=2e-3, warmup_steps=50)
     assert found.steps == 7 and found.data.batch_size == 64 and found.ema_decay == 0.5 and found.mesh.fsdp == 2
-    assert isinstance(found.system.image, ViT) and found.system.image.pool == "class"
+    assert isinstance(found.system.image, ResNet) and found.system.text.pool == "last"
     assert isinstance(found.optimizer.algorithm, AdamW) and found.optimizer.frozen == ("image/.*", "text/.*")
     assert found.checkpoints.every_minutes is None and found.checkpoints.every_steps == 100
     assert found.data.sources[0].source.count == 5 and found.system.dtype == "bfloat16"
@@ -74,10 +74,10 @@ def test_the_directory_is_named_after_the_experiment(tmp_path):
         (["--step", "5"], ["--step", "--steps"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--steps"], ["--steps"]),
-        (["--system.image.pool", "max"], ["--system.image.pool", "'class', 'mean', 'map'"]),
+        (["--system.text.pool", "max"], ["--system.text.pool", "'highest', 'last', 'mean'"]),
         (["5"], ["5"]),
         (["--data.batch_size", "30", "--microbatches", "7"], ["data.batch_size 30", "the nearest batch size", "28"]),
-        (["--system.image.patch", "100"], ["patch of 100 does not fit"]),
+        (["--system.text.heads", "5"], ["width 128 does not divide over 5 heads"]),
         (["--data.batch_size", "0"], ["data.batch_size is 0"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("-") or value == ["5"] else "",
@@ -98,9 +98,9 @@ def test_help_shows_every_field_with_its_default_in_this_experiment(capsys):
         command("--help")
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    for field in ("--workdir", "--steps", "--optimizer.schedule.peak", "--system.image.width", "--data.batch-size"):
+    for field in ("--workdir", "--steps", "--optimizer.schedule.peak", "--system.text.width", "--data.batch-size"):
         assert field in shown
-    assert "default: 600" in shown and "default: 0.001" in shown and "Optimizer steps of the whole run" in shown
+    assert "default: 1300" in shown and "default: 0.002" in shown and "Optimizer steps of the whole run" in shown
 
 
 def test_help_without_an_experiment_says_how_to_see_the_fields(capsys):

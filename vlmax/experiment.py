@@ -83,7 +83,8 @@ class Experiment:
     microbatches: int = 1
     """The global batch is worked through in so many parts; the gradient is that of the whole batch."""
     ema_decay: float | None = None
-    """Decay of an exponential moving average of the parameters, which the evaluations then use; None: no average."""
+    """Decay of an exponential moving average of the parameters, which the evaluations then use; None: no average.
+    After n updates it is at most (1 + n) / (10 + n), so that the fresh weights do not linger in a short run."""
     frozen_dtype: str = "bfloat16"
     """How frozen parameters are stored: float32 or bfloat16."""
     seed: int = 0

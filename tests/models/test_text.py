@@ -63,6 +63,15 @@ def test_siglip_reads_the_whole_text_at_the_last_token(built):
     assert np.abs(run(params, changed).tokens[:, 0] - out.tokens[:, 0]).max() > 1e-4
 
 
+def test_the_mean_of_all_tokens_is_normalised():
+    module = dataclasses.replace(TINY, causal=False, pool="mean").build()
+    params = module.init(jax.random.key(0), TOKENS)
+    out = module.apply(params, TOKENS, hidden=True)
+    mean = np.mean(out.hidden[-1], axis=1)
+    normalised = (mean - mean.mean(1, keepdims=True)) / np.sqrt(mean.var(1, keepdims=True) + TINY.norm_epsilon)
+    np.testing.assert_allclose(out.pooled, normalised, atol=1e-5)  # scale 1 and bias 0, as initialised
+
+
 def test_a_shorter_text_is_encoded_as_it_stands(built):
     run, params = built["clip"]
     short = run(params, TOKENS[:, :3])

@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def reference(name: str) -> Any:
     """The reference's model with the weights of a golden file."""
-    if name == "t5":
+    if name in make_golden_t5.MODELS:
         model = reference_generate.t5(**make_golden_t5.MODELS[name])
     else:
         kind, fields = make_golden_decoders.MODELS[name]
@@ -42,7 +42,7 @@ def main() -> None:
     """`MODEL/CASE` as JSON: the new tokens of every prompt; `prompts` and `cases` beside them."""
     prompts = random_prompts(16, V, LONGEST, seed=1)
     found = {"prompts": prompts, "cases": CASES}
-    for name in ("llama", "gpt2", "opt", "t5"):
+    for name in ("llama", "gpt2", "opt", "t5_first"):
         model = reference(name)
         for case, options in CASES.items():
             found[f"{name}/{case}"] = reference_generate.continued(model, prompts, EOS, max_new_tokens=NEW, **options)

@@ -19,6 +19,8 @@ def text_decoder(kind: str, seed: int = 0, **fields: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             randomise(name, parameter)
+            if "wpe" in name or "embed_positions" in name:
+                parameter.mul_(4.0)  # else a tied head repeats the token before
     return model
 
 

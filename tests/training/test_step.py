@@ -173,13 +173,17 @@ def test_the_average_follows_the_parameters_and_is_what_evaluations_see(line):
     step, state = line
     state, _ = step(state, GOOD)
     after, _ = step(state, GOOD)
-    expected = 0.75 * state.ema["weights"] + 0.25 * after.trainable["weights"]
+    expected = 2 / 11 * state.ema["weights"] + 9 / 11 * after.trainable["weights"]  # the second update
     np.testing.assert_allclose(after.ema["weights"], expected, rtol=1e-6)
     assert not np.array_equal(after.ema["weights"], after.trainable["weights"])
     seen = params_for_evaluation(after)
     np.testing.assert_array_equal(seen["weights"], after.ema["weights"])
     assert float(seen["fixed"]["offset"]) == 1.0
     np.testing.assert_array_equal(params_of(after)["weights"], after.trainable["weights"])
+    late = dataclasses.replace(state, step=jnp.int32(100), nonfinite_total=jnp.int32(7))
+    far, _ = step(late, GOOD)
+    expected = 0.75 * late.ema["weights"] + 0.25 * far.trainable["weights"]
+    np.testing.assert_allclose(far.ema["weights"], expected, rtol=1e-6)
     without = dataclasses.replace(after, ema={})
     np.testing.assert_array_equal(params_for_evaluation(without)["weights"], after.trainable["weights"])
 

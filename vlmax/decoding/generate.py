@@ -14,7 +14,7 @@ from vlmax.decoding.loop import Texts, begin, go_on
 from vlmax.decoding.prompts import Prompt, bucket, padded
 from vlmax.decoding.readers import Reader, reader_of
 from vlmax.decoding.sampling import plan_and_knobs
-from vlmax.decoding.settings import Generation, Marks
+from vlmax.decoding.settings import GREEDY, NO_MARKS, Generation, Marks
 from vlmax.decoding.stopping import StopStrings, stop_strings
 from vlmax.errors import InputError, RunFailed
 
@@ -39,8 +39,8 @@ def generate(
     model: nn.Module,
     params: Any,
     prompts: Sequence[Sequence[int]] | Sequence[ArrayLike] | Prompt,
-    settings: Generation = Generation(),
-    marks: Marks = Marks(),
+    settings: Generation = GREEDY,
+    marks: Marks = NO_MARKS,
     *,
     token_bytes: Sequence[bytes] | None = None,
     on_tokens: OnTokens | None = None,

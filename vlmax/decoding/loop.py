@@ -81,9 +81,7 @@ def go_on(
     return jax.lax.while_loop(lambda texts: (texts.count < until) & ~jnp.all(texts.ended), step, texts)
 
 
-def with_next(
-    texts: Texts, logits: Float[Array, "B V"], plan: Plan, knobs: Knobs, stops: StopStrings | None
-) -> Texts:
+def with_next(texts: Texts, logits: Float[Array, "B V"], plan: Plan, knobs: Knobs, stops: StopStrings | None) -> Texts:
     """The texts with one more token each."""
     sound = texts.sound & ~jnp.isnan(jnp.max(logits))
     tokens = choose(allowed(logits, texts.seen, texts.count, plan, knobs), texts.count, plan, knobs)

@@ -34,9 +34,7 @@ def bucket(length: int) -> int:
     return size
 
 
-def padded(
-    prompts: Sequence[Sequence[int]] | Sequence[ArrayLike], vocab: int, longest: int, at_most: int
-) -> Prompt:
+def padded(prompts: Sequence[Sequence[int]] | Sequence[ArrayLike], vocab: int, longest: int, at_most: int) -> Prompt:
     """The prompts, padded at the left to the bucket of the longest.
 
     Args:

@@ -108,9 +108,7 @@ def choose(logits: Float[Array, "B V"], step: Int[Array, ""], plan: Plan, knobs:
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def likeliest(
-    logits: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]
-) -> Float[Array, "B V"]:
+def likeliest(logits: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Float[Array, "B V"]:
     """-inf for what is not among the likeliest `top_k` (0: all), nor then among those that together reach `top_p`.
 
     Equal logits stay or go together.

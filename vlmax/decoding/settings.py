@@ -97,3 +97,6 @@ class Marks:
 
     eos: tuple[int, ...] = ()
     start: int = 0
+
+
+GREEDY, NO_MARKS = Generation(), Marks()

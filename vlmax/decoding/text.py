@@ -10,7 +10,7 @@ import flax.linen as nn
 from vlmax.data.tokenizers import Tokenizer
 from vlmax.decoding.generate import generate
 from vlmax.decoding.readers import EncoderDecoder, reader_of
-from vlmax.decoding.settings import Generation, Marks
+from vlmax.decoding.settings import GREEDY, Generation, Marks
 from vlmax.decoding.token_bytes import UNKNOWN, token_bytes
 from vlmax.errors import InputError
 
@@ -23,7 +23,7 @@ def continue_texts(
     params: Any,
     tokenizer: Tokenizer,
     texts: Sequence[str],
-    settings: Generation = Generation(),
+    settings: Generation = GREEDY,
     *,
     on_text: OnText | None = None,
 ) -> list[str]:

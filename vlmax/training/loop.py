@@ -240,6 +240,12 @@ class Loop:
         vote, digest = int(values.pop(VOTES)), digest_hex(values.pop("digest"))
         if step == 1:
             self.first_loss(float(values["loss"]))
+        if not values["nonfinite_in_row"] and not np.isfinite(values["update_norm"]):
+            raise RunStopped(  # before anything is saved: metrics are read first
+                f"stopped after step {step}: the optimizer made an update that is not finite of a gradient that is; "
+                f"the weights of the last checkpoint in {self.checkpointer.directory} are good. Lower "
+                "optimizer.schedule.peak and the multipliers of the learning rate"
+            )
         every = self.experiment.reports.every_steps
         if step % every == 0 or step in (start + 1, self.experiment.steps):
             line: dict[str, Any] = {f"train/{name}": value.item() for name, value in values.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from vlmax.data.digest import digest
 from vlmax.errors import InputError
@@ -123,9 +123,12 @@ def train_step(
 ) -> StepFunction:
     """The step function `(state, batch) -> (state', metrics)`.
 
-    A step whose loss, gradient or update is not finite changes nothing but the counters. The rng of a step is a
-    function of `seed` and the step alone. The batch holds the system's inputs, and may hold `key_hash` uint32
-    `[B, 2]`, of which the metrics `digest` is made, and `votes` int32 `[devices]`, whose maximum every process reads.
+    A step whose loss or gradient is not finite changes nothing but the counters. (Whether the update is finite, too, is
+    known only when all of it is there, and holding it back until then would cost a pass over parameters and state: the
+    loop reads `update_norm` before it saves anything.) The rng of a step is a function of `seed` and the step alone.
+
+    The batch holds the system's inputs, and may hold `key_hash` uint32 `[B, 2]`, of which the metrics `digest` is made,
+    and `votes` int32 `[devices]`, whose maximum every process reads.
 
     Raises:
       InputError: microbatches over a system whose loss cannot be taken apart.
@@ -151,25 +154,26 @@ def train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, parts, carried, gradients = gradients_of(state, batch, rng)
         norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         trainable = without(system.constrain(merge(trainable, state.frozen)), trainable)
-        update_norm = optax.tree.norm(updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
         trainable, optimizer_state, carried = select(
             finite, (trainable, optimizer_state, carried), (state.trainable, state.optimizer, state.carried)
         )
+        updates_before = state.step - state.nonfinite_total  # skipped steps do not count
         ema = state.ema
         if ema_decay is not None:
-            average = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, trainable)
+            decay = average_decay(ema_decay, updates_before)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, trainable)
             ema = select(finite, average, ema)
         nonfinite = jnp.where(finite, 0, state.nonfinite_in_row + 1)
         metrics = {
             "loss": loss,
-            "learning_rate": schedule(state.step - state.nonfinite_total),  # skipped steps do not count
+            "learning_rate": schedule(updates_before),
             "gradient_norm": norm,
             "parameter_norm": optax.tree.norm(trainable),
-            "update_norm": update_norm,
+            "update_norm": optax.tree.norm(updates),
             "nonfinite_in_row": nonfinite,
             **parts,
         }
@@ -190,6 +194,11 @@ def train_step(
         return after, metrics
 
     return step
+
+
+def average_decay(decay: float, updates: Int[Array, ""]) -> Float[Array, ""]:
+    """The decay of the moving average after so many updates: short at first, or the fresh weights would stay in it."""
+    return jnp.minimum(decay, (1 + updates) / (10 + updates))
 
 
 def without(params: Params, like: Params) -> Params:

@@ -90,8 +90,8 @@ class Scene:
 
 
 def is_unseen(color: str, shape: str) -> bool:
-    """Whether training never shows this pair: 16 of the 64, two for every colour and two for every shape."""
-    return (tuple(COLORS).index(color) - SHAPES.index(shape)) % 8 in (0, 3)
+    """Whether training never shows this pair: 8 of the 64, one for every colour and one for every shape."""
+    return (tuple(COLORS).index(color) - SHAPES.index(shape)) % 8 == 3
 
 
 PAIRS = {
@@ -103,7 +103,7 @@ ALL_PAIRS = tuple((c, s) for c in COLORS for s in SHAPES)
 
 def radius_range(size: str, image: int) -> tuple[int, int]:
     """Least and greatest radius in pixels of a small or large object in an image of `image` pixels."""
-    return (image * 16 // 128, image * 18 // 128) if size == "small" else (image * 26 // 128, image * 30 // 128)
+    return (image * 19 // 128, image * 20 // 128) if size == "small" else (image * 29 // 128, image * 31 // 128)
 
 
 def rgb(color: str, draws: Draws, jitter: float) -> tuple[int, int, int]:

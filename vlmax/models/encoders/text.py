@@ -40,8 +40,9 @@ class TextEncoder:
     """T, the longest text in tokens."""
     causal: bool = True
     """CLIP's mask; SigLIP sees the whole text, padding included."""
-    pool: Literal["highest", "last"] = "highest"
-    """Which token stands for the text: that of the highest id (CLIP's end of text), or the last one (SigLIP)."""
+    pool: Literal["highest", "last", "mean"] = "highest"
+    """What stands for the text: the token of the highest id (CLIP's end of text), the last one (SigLIP), or the mean of
+    all, padding included, through which every word reaches the loss from the first step on."""
     head_width: int | None = None
     """Width of a dense layer with bias after pooling (SigLIP); None: there is none."""
     activation: Activation = "gelu"
@@ -122,13 +123,22 @@ class TextEncoderModule(nn.Module):
         x, states = stack(x, Mask(causal=config.causal), deterministic=deterministic, hidden=hidden)
         final_norm = LayerNorm(config.norm_epsilon, self.dtype, name="final_norm")
         # The pooled token is normalised by itself, so that nothing else is where only `pooled` is read.
-        pooled = final_norm(at(x, jnp.argmax(tokens, axis=1)) if config.pool == "highest" else x[:, -1])
+        pooled = final_norm(pooled_token(config.pool, x, tokens))
         if config.head_width is not None:
             init = nn.initializers.lecun_normal()
             pooled = Dense((config.head_width,), ("embed",), ("projection",), init, dtype=self.dtype, name="head")(
                 pooled
             )
         return EncoderOutput(final_norm(x), constrain(pooled, "batch", "act_embed"), states)
+
+
+def pooled_token(
+    pool: Literal["highest", "last", "mean"], x: Float[Array, "B T D"], tokens: Int[Array, "B T"]
+) -> Float[Array, "B D"]:
+    """One vector of each text; see `TextEncoder.pool`."""
+    if pool == "mean":
+        return jnp.mean(x, axis=1)
+    return at(x, jnp.argmax(tokens, axis=1)) if pool == "highest" else x[:, -1]
 
 
 def at(x: Float[Array, "B T D"], index: Int[Array, " B"]) -> Float[Array, "B D"]:

@@ -36,7 +36,7 @@ def get_config(variant: str = "base") -> Experiment:
     """The experiment; it has no variants."""
     if variant not in VARIANTS:
         raise unknown_variant(variant, VARIANTS)
-    image = ImageTransform(Squash(SIZE))
+    train, image = Shapes("train", size=SIZE, kinds=KINDS), ImageTransform(Squash(SIZE))
     return Experiment(
         name="clip_shapes",
         system=CLIP(
@@ -46,8 +46,8 @@ def get_config(variant: str = "base") -> Experiment:
             dtype="float32",
         ),
         data=Data(
-            sources=(Weighted(Shapes("train", size=SIZE, kinds=KINDS)),),
-            preprocess=ImageText(image, TrainedBpe(Shapes("train", size=SIZE, kinds=KINDS), vocab_size=512), length=18),
+            sources=(Weighted(train),),
+            preprocess=ImageText(image, TrainedBpe(train, vocab_size=512), length=18),
             batch_size=128,
         ),
         optimizer=Optimizer(

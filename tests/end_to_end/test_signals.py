@@ -93,3 +93,9 @@ def test_losses_that_are_not_finite(tmp_path: Path):
     assert "step 24/24" in output
     losses = column(tmp_path, "train/loss")
     assert all(math.isfinite(float(losses[step])) for step in range(checkpoints(tmp_path)[0], 25))
+
+
+def test_an_update_that_is_not_finite_is_never_saved(tmp_path: Path):
+    output = run(tmp_path, "--optimizer.schedule.peak", "1e38", code=1)
+    assert "an update that is not finite of a gradient that is" in output and "Traceback" not in output
+    assert not checkpoints(tmp_path)

@@ -51,7 +51,7 @@ def train(experiment: Experiment, workdir: Path, *, accept_changes: bool = False
     Raises:
       InputError: something in the experiment or the directory must be changed first.
       RestartRequested: the process was told to leave; the state is saved.
-      RunStopped: too many steps in a row were not finite; the last good state is saved.
+      RunStopped: too many steps in a row, or an optimizer's update, were not finite; the last good state is saved.
       SaveFailed: a checkpoint could not be written; the one before it is whole.
     """
     make_directory(workdir)

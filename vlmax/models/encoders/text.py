@@ -21,6 +21,8 @@ from vlmax.models.layers.mlp import Activation
 from vlmax.models.layers.norms import LayerNorm
 from vlmax.models.layers.transformer import Init, Remat, Transformer, TransformerModule
 
+Pool = Literal["highest", "last", "mean"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
@@ -40,7 +42,7 @@ class TextEncoder:
     """T, the longest text in tokens."""
     causal: bool = True
     """CLIP's mask; SigLIP sees the whole text, padding included."""
-    pool: Literal["highest", "last", "mean"] = "highest"
+    pool: Pool = "highest"
     """What stands for the text: the token of the highest id (CLIP's end of text), the last one (SigLIP), or the mean of
     all, padding included, through which every word reaches the loss from the first step on."""
     head_width: int | None = None
@@ -123,7 +125,7 @@ class TextEncoderModule(nn.Module):
         x, states = stack(x, Mask(causal=config.causal), deterministic=deterministic, hidden=hidden)
         final_norm = LayerNorm(config.norm_epsilon, self.dtype, name="final_norm")
         # The pooled token is normalised by itself, so that nothing else is where only `pooled` is read.
-        pooled = final_norm(pooled_token(config.pool, x, tokens))
+        pooled = final_norm(pooled_tokens(config.pool, x, tokens))
         if config.head_width is not None:
             init = nn.initializers.lecun_normal()
             pooled = Dense((config.head_width,), ("embed",), ("projection",), init, dtype=self.dtype, name="head")(
@@ -132,9 +134,7 @@ class TextEncoderModule(nn.Module):
         return EncoderOutput(final_norm(x), constrain(pooled, "batch", "act_embed"), states)
 
 
-def pooled_token(
-    pool: Literal["highest", "last", "mean"], x: Float[Array, "B T D"], tokens: Int[Array, "B T"]
-) -> Float[Array, "B D"]:
+def pooled_tokens(pool: Pool, x: Float[Array, "B T D"], tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
     """One vector of each text; see `TextEncoder.pool`."""
     if pool == "mean":
         return jnp.mean(x, axis=1)

@@ -26,15 +26,15 @@ from benchmarks.clip_train import record_of
 WORKLOADS = ("llama-160m", "llava-tiny", "blip2-tiny")
 
 
-def decoder(llm: dict):
+def decoder(llm: dict, **changes):
     """The configuration of a workload's language model."""
     from vlmax.models.decoders.llama import LLaMA
     from vlmax.models.decoders.opt import OPT
 
     sizes = {key: llm[key] for key in ("width", "depth", "heads", "vocab")}
     if llm.get("family") == "opt":
-        return OPT(**sizes, mlp=llm["ffn"], context=2048)
-    return LLaMA(**sizes, mlp=llm["ffn"], kv_heads=llm["kv_heads"], context=2048, norm_epsilon=1e-6)
+        return OPT(**sizes, mlp=llm["ffn"], context=2048, **changes)
+    return LLaMA(**sizes, mlp=llm["ffn"], kv_heads=llm["kv_heads"], context=2048, norm_epsilon=1e-6, **changes)
 
 
 def image_tokens(workload: dict) -> int:

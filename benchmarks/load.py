@@ -1,8 +1,8 @@
 """A sharded checkpoint onto a mesh of 8: seconds beside reading its files, and host memory beyond the arrays.
 
-Writes a LLaMA in bfloat16 as transformers does, in files of at most `--shard-gb`, and loads it in processes of their own
-onto eight virtual CPU devices, from files that are not in the page cache (where the kernel lets go of them) and from files
-that are. Reading the files is one `read` after the other into one buffer, in the same state of the cache.
+Writes a LLaMA in bfloat16 as transformers does, in files of at most `--shard-gb`, and loads it in processes of their
+own onto eight virtual CPU devices, from files that are not in the page cache (where the kernel lets go of them) and
+from files that are. Reading the files is one `read` after the other into one buffer, in the same state of the cache.
 
     python -m benchmarks.load --gb 4
 
@@ -47,7 +47,8 @@ def main() -> None:
                 found |= child(options, part)
             ratio = found["load_seconds"] / found["read_seconds"]
             state = "in the page cache" if cached else "not cached"
-            print(f"files {state}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()) + f", load / read {ratio:.2f}")
+            figures = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+            print(f"files {state}: {figures}, load / read {ratio:.2f}")
 
 
 def child(options: argparse.Namespace, part: str) -> dict[str, float]:

@@ -4,11 +4,14 @@
     python -m vlmax.train --config experiments/lm_shapes.py:opt
     python -m vlmax.train --config experiments/lm_shapes.py:t5
 
-Hardware: two CPU cores. Time: minutes. Scores, of scenes that training does not show, see docs/performance.md:
+Hardware: two CPU cores. Time: `llama` takes five minutes. Scores, of scenes that training does not show:
 
 - `text`: perplexity of captions, questions and conversations about other scenes of the same kind.
 - `answers`: `exact`, the share of questions that are answered word by word, each after a description of its scene.
 - `unseen`: the same for scenes with a combination of colour and shape that no text of the training holds.
+
+`llama` comes to a perplexity of 1.38 a token (512 for a model that knows nothing), and answers 0.80 of the questions
+exactly, as many about unseen combinations.
 
 Nothing is downloaded: texts are made from their index, and the tokenizer is trained on them. `base` is `llama`.
 """

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.interop.models import MODELS
-from vlmax.described import rebuilt, resolved
+from vlmax.described import rebuilt, refreshed, resolved
 from vlmax.errors import InputError
 
 
@@ -11,6 +11,20 @@ from vlmax.errors import InputError
 def test_back_again(name):
     _, config = MODELS[name]
     assert rebuilt(resolved(config)) == config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_this_version_wrote_is_refreshed_to_itself(name):
+    tree = resolved(MODELS[name][1])
+    assert refreshed(tree) == tree
+
+
+def test_an_older_tree_is_refreshed():
+    tree = resolved(MODELS["llama"][1])
+    old = {name: value for name, value in tree.items() if name != "window"} | {"type": "vlmax.interop.llama.LLaMA"}
+    assert refreshed([{"model": old}]) == [{"model": tree}]
+    other = {"type": "elsewhere.Thing", "field": [old]}
+    assert refreshed(other) == {"type": "elsewhere.Thing", "field": [tree]}
 
 
 def test_types_that_are_not_ours():

@@ -22,8 +22,8 @@ WORDS = ["--checkpoint", "there", "--max-new-tokens", "8"]
 def loaded(monkeypatch, tmp_path):
     """What `vlmax.load` gives."""
     tokenizer = train_bpe(["a red circle"], 300, tmp_path / "tokenizer.json").open()
-    config = dataclasses.replace(MODELS["llama"], vocab=300, heads=8, kv_heads=8)
-    model, params = config.build(), parameters(dataclasses.replace(config))
+    config = dataclasses.replace(MODELS["llama"], vocab=300, width=32, heads=8, kv_heads=8)
+    model, params = config.build(), parameters(config)
     asked = []
 
     def load(path, *, mesh, dtype):

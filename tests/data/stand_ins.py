@@ -15,8 +15,8 @@ class Numbers:
 
     count: int = 1000
     name: str = "numbers"
-    damaged: frozenset[int] = frozenset()
-    undecodable: frozenset[int] = frozenset()
+    damaged: tuple[int, ...] = ()
+    undecodable: tuple[int, ...] = ()
     missing: bool = False
 
     def open(self):
@@ -98,7 +98,7 @@ class Texts:
     """Documents by index; the first two letters are the prompt of the rest. Those at `damaged` cannot be read."""
 
     texts: tuple[str, ...]
-    damaged: frozenset[int] = frozenset()
+    damaged: tuple[int, ...] = ()
     name: str = "texts"
 
     def open(self):

@@ -1,29 +1,71 @@
-"""Ten thousand strings of every kind that a tokenizer meets: captions, languages, emoji, code, white space, noise."""
+"""Thousands of strings of every kind that a tokenizer meets: captions, languages, emoji, code, white space, noise.
 
+They are the same whatever the version of Python and of vlmax: golden files hold what reference tokenizers make of them.
+"""
+
+# ruff: noqa: RUF001  letters that look like others are what some strings are for
 from __future__ import annotations
 
 import gzip
 import json
 import random
 import unicodedata
+import zlib
 from collections.abc import Callable, Sequence
 
-from tests.shared import REPOSITORY, shared
+import numpy as np
+
+from tests.shared import shared
 
 FIXED = (
-    *("", " ", "  ", "\n", "\t", " \n\t ", "\r\n", "a", " a", "a ", "  a  b  ", "a\nb\n\nc", "\u00a0", "\u3000x\u2003y"),
+    *("", " ", "  ", "\n", "\t", " \n\t ", "\r\n", "a", " a", "a ", "  a  b  ", "a\nb\n\nc", "\u00a0", "\u3000x"),
     *("it's we'll I'd you're they've he'S IT'S don't", "1 12 123 1234567890 3.14159 -1e-9 1,000,000 ½ ² ٣ 四"),
     *("!?!... ---- #@$%^&*()_+{}|:<>?", "‘quoted’ “quoted” «quoted» — – …", "e\u0301 é ﬁ ǆ Å Å ﷺ ß ẞ İ ı Ⅷ"),
     *("https://example.com/a?b=c&d=%20#x", "a@b.example", "C:\\Users\\x", "&amp; &lt;b&gt; &nbsp; &#233;", "schÃ¶n"),
-    *("東京タワーは高いです。", "日本語とEnglishの混ざった文、絵文字🎉も。", "カタカナ ひらがな ｶﾀｶﾅ", "你好，世界", "안녕하세요 세계"),
-    *("Привет, мир!", "Γειά σου Κόσμε", "שלום עולם", "مرحبا بالعالم", "नमस्ते दुनिया", "สวัสดีชาวโลก", "Xin chào thế giới"),
-    *("👩‍👩‍👧‍👦 👍🏽 🇯🇵 🏳️‍🌈 ☺️ ☺ 1️⃣", "\u200b\u200d\ufeff\u202e\u00ad", "\x00\x01\x07\x7f\x85", "\ufffd \U0010ffff \ue000"),
-    *("[CLS] [SEP] [PAD] [MASK] [UNK]", "<|endoftext|> <|startoftext|>", "</s> <s> <pad> <unk>", "<extra_id_0> <image>"),
+    *("東京タワーは高いです。", "日本語とEnglishの混ざった文、絵文字🎉も。", "カタカナ ひらがな ｶﾀｶﾅ"),
+    *("你好，世界", "안녕하세요 세계", "Привет, мир!", "Γειά σου Κόσμε", "שלום עולם", "مرحبا بالعالم", "नमस्ते दुनिया"),
+    *("สวัสดีชาวโลก", "Xin chào thế giới", "👩\u200d👩\u200d👧\u200d👦 👍🏽 🇯🇵 🏳️\u200d🌈 ☺️ ☺ 1️⃣"),
+    *("\x00\x01\x07\x7f\x85", "\ufffd \U0010ffff \ue000", "\u200b\u200d\ufeff\u202e\u00ad", "\u2003y\u2009z\u3000"),
+    *("[CLS] [SEP] [PAD] [MASK] [UNK]", "</s> <s> <pad> <unk>"),
+    *("<|endoftext|> <|startoftext|>", "a<|endoftext|>b", "<extra_id_0> <image>", "▁ ▁a a▁b", "Ġ Ċ ##ing ing</w>"),
     *("a" * 2_000, "word " * 3_000, "日本" * 1_500, "🎉" * 700, " " * 500, "\n" * 300, "ab" * 60 + "🙂" + "1" * 300),
-    *("Antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis", "▁ ▁a a▁b", "Ġ Ċ ##ing ing</w>"),
+    "Antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis",
 )
-WORDS = ("a the of red blue circle dog Dog DOG runs running naïve café Straße 東京 犬 안녕 привет शब्द 🎉 🚲 x = y 42 "
-         "3.5 don't </p> <b> -> {} \\n // # ' \" ( ) [ ] .").split()  # fmt: skip
+WORDS = (
+    *("a", "the", "of", "red", "blue", "circle", "dog", "Dog", "DOG", "runs", "running", "naïve", "café", "Straße"),
+    *("東京", "犬", "안녕", "привет", "शब्द", "🎉", "🚲", "x", "=", "y", "42", "3.5", "don't", "</p>", "<b>", "->"),
+    *("{}", "\\n", "//", "#", "'", '"', "(", ")", "[", "]", "."),
+)
+# Lines of code, a few of which make a string.
+CODE = """\
+def mean(values: list[float]) -> float:
+    \"\"\"The mean; 0.0 of nothing.\"\"\"
+    return sum(values) / len(values) if values else 0.0
+
+class Point3D(NamedTuple):
+    x: float = 1e-3; y: float = -0.5  # metres
+    @property
+    def norm(self): return (self.x**2 + self.y**2) ** 0.5
+for i, (k, v) in enumerate(sorted(d.items(), key=lambda kv: -kv[1])):
+    print(f"{i:>3d}\\t{k!r}: {v:.2%}", end="\\n")
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+#include <stdio.h>
+int main(int argc, char **argv) {
+\tfor (size_t i = 0; i < 0xFFu; ++i) { buf[i] ^= (uint8_t)(i << 2 | 1); }
+\treturn printf("%s: %d%%\\n", argv[0], argc) >= 0 ? 0 : -1;
+}
+const f = async (x) => await fetch(`/api/v1/${x?.id ?? 'none'}`, {method: "POST"});
+document.querySelector("#main > .item[data-id='7']")?.remove(); // ===
+<div class="row"><img src="a.png" alt="a &quot;dog&quot;"/><br></div>
+fn longest<'a>(x: &'a str, y: &'a str) -> &'a str { if x.len() > y.len() { x } else { y } }
+SELECT name, COUNT(*) AS n FROM users WHERE age >= 18 GROUP BY name HAVING n > 1;
+grep -rn --include='*.py' "note\\b" . | awk -F: '{print $1}' | sort -u > out.txt 2>&1
+{"key": [1, 2.5, null, true], "nested": {"a\\u00e9": "b\\\\n"}}
+\\begin{equation} \\frac{\\partial L}{\\partial w_{ij}} = \\sum_{k=1}^{N} x_k \\end{equation}
+00000000: 7f45 4c46 0201 0100 0000 0000 0000 0000  .ELF............
+        deeply.indented(call, with_=arguments)
+""".splitlines()
 SPACES = (" ", " ", " ", "  ", "\n", "\t", "\u00a0", "\u3000", "", "   ")
 # First and last code points of scripts and symbols; the last one is everything.
 RANGES = (
@@ -33,16 +75,15 @@ RANGES = (
 )
 
 
-def varied(count: int = 10_000, seed: int = 0) -> list[str]:
+def varied(count: int = 12_000, seed: int = 0) -> list[str]:
     """So many different strings, the same for the same seed."""
     rng = random.Random(seed)
     captions = _captions()
     emoji = _emoji()
-    code = [line for path in sorted((REPOSITORY / "vlmax").rglob("*.py")) for line in path.read_text().splitlines()]
     makers: Sequence[Callable[[], str]] = (
         lambda: rng.choice(captions),
         lambda: rng.choice(emoji),
-        lambda: "\n".join(code[(start := rng.randrange(len(code))) : start + rng.randint(1, 12)]),
+        lambda: "\n".join(" " * rng.choice((0, 0, 1, 2, 4, 8)) + rng.choice(CODE) for _ in range(rng.randint(1, 12))),
         lambda: "".join(rng.choice(WORDS) + rng.choice(SPACES) for _ in range(rng.randint(1, 30))),
         lambda: _noise(rng, RANGES[:-1]),
         lambda: _noise(rng, RANGES),
@@ -52,6 +93,16 @@ def varied(count: int = 10_000, seed: int = 0) -> list[str]:
     while len(found) < count:
         found[rng.choice(makers)()] = None
     return list(found)
+
+
+def digest_of_ids(ids: Sequence[int]) -> int:
+    """Sixteen bits of what a tokenizer made of a string, never 0."""
+    return zlib.crc32(np.asarray(ids, "<i4").tobytes()) % 0xFFFF + 1
+
+
+def digest_of_strings(strings: Sequence[str]) -> int:
+    """Tells whether golden digests were made of these strings."""
+    return zlib.crc32("\0".join(strings).encode())
 
 
 def _captions() -> list[str]:
@@ -66,7 +117,7 @@ def _emoji() -> list[str]:
     return [
         text
         for row in rows
-        for text in (row["emoji"], f"{row['caption']} {row['emoji']}{row['emoji']}", f"{row['emoji']}{row['caption_ja']}")
+        for text in (row["emoji"], f"{row['caption']} {2 * row['emoji']}", row["emoji"] + row["caption_ja"])
     ]
 
 

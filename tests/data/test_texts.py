@@ -175,11 +175,11 @@ def test_a_record_without_a_text_is_damaged(preprocess):
 
 @BOTH
 def test_sizes_and_marks_that_do_not_fit_are_told(preprocess):
-    with pytest.raises(InputError, match="data.preprocess.documents is 0; it must be at least 1"):
+    with pytest.raises(InputError, match=r"data.preprocess.documents is 0; it must be at least 1"):
         dataclasses.replace(preprocess, documents=0).features()
-    with pytest.raises(InputError, match="data.preprocess.length is 0"):
+    with pytest.raises(InputError, match=r"data.preprocess.length is 0"):
         dataclasses.replace(preprocess, length=0).features()
-    with pytest.raises(InputError, match="data.preprocess.inputs is 1; it must be at least 2"):
+    with pytest.raises(InputError, match=r"data.preprocess.inputs is 1; it must be at least 2"):
         dataclasses.replace(PAIRS, inputs=1).features()
     with pytest.raises(InputError, match="no mark of the end"):
         dataclasses.replace(PAIRS, tokenizer=Letters(eos=None)).features()
@@ -220,7 +220,7 @@ def test_an_epoch_reads_every_document_once_and_the_batch_knows_all_of_them():
 
 
 def test_a_damaged_document_is_replaced_by_another_and_the_rest_of_its_row_stays():
-    damaged = Texts(LETTERS, damaged=frozenset({7}))
+    damaged = Texts(LETTERS, damaged=(7,))
     data = dataclasses.replace(DATA, sources=(Weighted(damaged),))
     sound, mended = (host_batches(d, range(4), seed=0) for d in (DATA, data))
     changed = 0

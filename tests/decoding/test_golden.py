@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.models import golden
-from tests.parity.generation import EOS, model_and_params
+from tests.parity.generation import model_and_params
 from vlmax.decoding.generate import generate
 from vlmax.decoding.settings import Generation, Marks
 
@@ -21,5 +21,7 @@ with np.load(golden.GOLDEN / "generate.npz") as file:
 def test_golden(name, case):
     options = {("beams" if key == "num_beams" else key): value for key, value in FOUND["cases"][case].items()}
     model, params = model_and_params(golden.encoder(name))
-    settings = Generation(max_new_tokens=8, **options)
-    assert generate(model, params, FOUND["prompts"], settings, Marks(EOS)).tokens == FOUND[f"{name}/{case}"]
+    settings, marks = Generation(max_new_tokens=8, **options), Marks(tuple(FOUND[f"{name}/marks"]))
+    expected = FOUND[f"{name}/{case}"]
+    assert generate(model, params, FOUND["prompts"], settings, marks).tokens == expected
+    assert len({len(text) for text in expected}) > 1

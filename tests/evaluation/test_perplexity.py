@@ -58,9 +58,20 @@ def test_the_scores_are_over_all_tokens_alike():
 
 def test_damaged_texts_are_told_and_left_out():
     told = []
-    found = Perplexity(Texts(TEXTS, damaged=frozenset({1})), TEXT, batch_size=16).run(context(log=told.append))
+    found = Perplexity(Texts(TEXTS, damaged=(1,)), TEXT, batch_size=16).run(context(log=told.append))
     assert found == pytest.approx(expected(TEXTS[:1] + TEXTS[2:]))
     assert told == ["evaluation 'text': 1 of 9 records are damaged and are not scored"]
+
+
+def test_pieces_of_long_texts_are_told():
+    told = []
+    long = Texts((*TEXTS, "abcdefgh", "abcdefghi"))
+    found = Perplexity(long, TEXT, batch_size=8).run(context(log=told.append))
+    assert found["eval/text/examples"] == len(TEXTS) + 2
+    assert told == [
+        "evaluation 'text': 2 texts of this process are longer than a row of its preprocess, and of each a piece is "
+        "scored; lengthen the rows"
+    ]
 
 
 def test_answers_alone_count_where_the_preprocess_learns_them():

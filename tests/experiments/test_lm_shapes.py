@@ -36,7 +36,8 @@ def test_rows_are_nearly_full_and_little_is_left_out(variant):
     data = load_experiment(f"{FILE}:{variant}").data
     batch = host_batches(data, range(data.batch_size), seed=0)[3]
     filled = (batch.arrays["labels"] != IGNORED).mean()
-    assert filled > 0.85
+    # Pairs fill two streams, each of which ends the row: 12 % left out for 74 %, 20 % for 80 %.
+    assert filled > (0.7 if variant == "t5" else 0.85)
     assert batch.info.counts["left_out"] < 0.15 * len(batch.info.keys)
     assert batch.info.counts["truncated"] == 0
 

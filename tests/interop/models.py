@@ -24,12 +24,12 @@ from vlmax.systems.clip import CLIP, Sigmoid
 SIZES: dict[str, Any] = {"width": 16, "depth": 2, "heads": 4, "mlp": 24}
 PICTURE: dict[str, Any] = {**SIZES, "image": 12, "patch": 4}
 LANGUAGE: dict[str, Any] = {**SIZES, "vocab": 23, "context": 20}
-TEXT = TextEncoder(**{**LANGUAGE, "width": 8, "heads": 2}, activation="quick_gelu")
+TEXT = TextEncoder(**{**LANGUAGE, "width": 8, "heads": 2, "vocab": 24}, activation="quick_gelu")
 SIGLIP_IMAGE = ViT(
     **PICTURE, pool="map", pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_epsilon=1e-6, init="xavier"
 )
 SIGLIP_TEXT = TextEncoder(
-    **LANGUAGE,
+    **{**LANGUAGE, "vocab": 24},
     causal=False,
     pool="last",
     head_width=16,
@@ -38,7 +38,7 @@ SIGLIP_TEXT = TextEncoder(
     init="xavier",
 )
 CLIP_IMAGE = ViT(**PICTURE, activation="quick_gelu")
-RESNET = ModifiedResNet(stem=4, depths=(1, 2, 1, 3), heads=2, output=8, image=32)
+RESNET = ModifiedResNet(stem=8, depths=(1, 2, 1, 3), heads=2, output=8, image=32)
 DINO = DINOv2(**{**PICTURE, "mlp": 64}, table_image=12, position_offset=0.0)
 
 MODELS: dict[str, tuple[str, Any]] = {
@@ -91,7 +91,10 @@ MODELS: dict[str, tuple[str, Any]] = {
         ViT(**PICTURE, pre_norm=False, patch_bias=True, norm_epsilon=1e-12, init="xavier", qkv_bias=False),
     ),
     "dinov2": ("huggingface", DINO),
-    "dinov2, swiglu": ("huggingface", DINOv2(**{**PICTURE, "mlp": 48}, table_image=12, position_offset=0.0, swiglu=True)),
+    "dinov2, swiglu": (
+        "huggingface",
+        DINOv2(**{**PICTURE, "mlp": 48}, table_image=12, position_offset=0.0, swiglu=True),
+    ),
     "dinov2, registers": ("huggingface", with_registers(DINO, 3)),
     "resnet": ("huggingface", ResNet(stem=4, depths=(1, 2, 1, 3))),
 }

@@ -171,7 +171,9 @@ def test_what_our_model_cannot_express(model, fields):
 
 
 def test_windows_in_some_layers(model):
-    configure(model, model_type="qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1, layer_types=None)
+    configure(
+        model, model_type="qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1, layer_types=None
+    )
     refused(model, "only some layers have a sliding window")
 
 
@@ -186,7 +188,7 @@ def test_a_text_that_does_not_end_with_the_highest_id(tmp_path):
     _, config = MODELS["clip text"]
     export(tmp_path / "model", config, random_arrays(config))
     configure(tmp_path / "model", eos_token_id=5)
-    refused(tmp_path / "model", "eos_token_id is 5 of 23")
+    refused(tmp_path / "model", "eos_token_id is 5 of 24")
 
 
 def test_weights_alone(tmp_path):
@@ -244,7 +246,8 @@ def test_left_out_tensors_are_said(tmp_path):
     rewrite(tmp_path / "model", add)
     opened = open_model(tmp_path / "model", changes={"vocab_multiple": 8})
     assert opened.notes == [
-        "vlmax has no head that tells whether a sentence follows: cls.seq_relationship.bias, cls.seq_relationship.weight"
+        "vlmax has no head that tells whether a sentence follows: "
+        "cls.seq_relationship.bias, cls.seq_relationship.weight"
     ]
     same(opened.arrays(), arrays)
 

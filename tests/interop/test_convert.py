@@ -22,7 +22,9 @@ def foreign(tmp_path):
     _, config = MODELS["mistral"]
     export(tmp_path / "foreign", config, random_arrays(config))
     found = json.loads((tmp_path / "foreign" / "config.json").read_text())
-    (tmp_path / "foreign" / "config.json").write_text(json.dumps({**found, "bos_token_id": 1, "torch_dtype": "float16"}))
+    (tmp_path / "foreign" / "config.json").write_text(
+        json.dumps({**found, "bos_token_id": 1, "torch_dtype": "float16"})
+    )
     (tmp_path / "foreign" / "generation_config.json").write_text('{"temperature": 0.6}')
     (tmp_path / "foreign" / "tokenizer.model").write_bytes(b"not opened here")
     (tmp_path / "foreign" / "README.md").write_text("stays behind")
@@ -35,8 +37,12 @@ def run(*arguments):
 
 def test_in_and_out(foreign, tmp_path, capsys):
     run("--from", foreign, "--to", tmp_path / "ours")
-    assert "LLaMA (llama), 5," in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["foreign", "model.json", "params.safetensors"]
+    assert "LLaMA (llama), 4,656 parameters" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
+        "foreign",
+        "model.json",
+        "params.safetensors",
+    ]
     run("--from", tmp_path / "ours", "--to", tmp_path / "out", "--format", "huggingface")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.model"]
@@ -49,7 +55,18 @@ def test_in_and_out(foreign, tmp_path, capsys):
 
 
 def test_another_dtype_and_small_files(foreign, tmp_path):
-    run("--from", foreign, "--to", tmp_path / "out", "--format", "huggingface", "--dtype", "bfloat16", "--shard-gb", 4e-6)
+    run(
+        "--from",
+        foreign,
+        "--to",
+        tmp_path / "out",
+        "--format",
+        "huggingface",
+        "--dtype",
+        "bfloat16",
+        "--shard-gb",
+        4e-6,
+    )
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
     wanted = {path: array.astype(ml_dtypes.bfloat16) for path, array in random_arrays(MODELS["mistral"][1]).items()}
     same(open_model(tmp_path / "out").arrays(), wanted)
@@ -85,7 +102,9 @@ def test_mistakes_leave_with_two_and_nothing_behind(change, message, foreign, tm
 
 
 def test_the_commands_of_the_guide():
-    lines = re.findall(r"^ {4}python -m vlmax.convert (.+)$", (REPOSITORY / "docs/checkpoints.md").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^ {4}python -m vlmax.convert (.+)$", (REPOSITORY / "docs/checkpoints.md").read_text(), re.MULTILINE
+    )
     assert len(lines) == 2
     for line in lines:
         assert parser().parse_args(shlex.split(line, comments=True)).source

@@ -18,7 +18,14 @@ from vlmax.interop.loading import open_model
 from vlmax.models.decoders.llama import LLaMA
 from vlmax.sharding.mesh import Mesh
 
-ON_MESHES = ["llama, grouped, tied, padded", "gpt2, padded", "t5 v1.1", "bert", "siglip", "clip resnet, open_clip layout"]
+ON_MESHES = [
+    "llama, grouped, tied, padded",
+    "gpt2, padded",
+    "t5 v1.1",
+    "bert",
+    "siglip",
+    "clip resnet, open_clip layout",
+]
 MESHES = [Mesh(data=2, fsdp=4), Mesh(data=1, fsdp=2, tensor=2, sequence=2), Mesh(data=1, fsdp=4, tensor=2)]
 
 
@@ -33,7 +40,8 @@ def llama(tmp_path_factory):
 @pytest.mark.parametrize("name", ON_MESHES)
 @pytest.mark.parametrize("mesh", MESHES, ids=["data, fsdp", "fsdp, tensor, sequence", "fsdp, tensor"])
 def test_sharded_arrays_hold_the_same(name, mesh, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "PIECE_BYTES", 200)  # so that small tensors, too, come in pieces
+    for setting, size in (("PIECE_BYTES", 200), ("GROUP_BYTES", 300), ("ROWS", 3), ("COLUMNS", 5)):
+        monkeypatch.setattr(reading, setting, size)  # so that small tensors, too, come in pieces
     form, config = MODELS[name]
     arrays = random_arrays(config)
     export(tmp_path / "model", config, arrays, form=form)
@@ -60,7 +68,7 @@ def test_a_folder_of_ours_is_padded_for_the_mesh_at_hand(tmp_path):
     config = LLaMA(**LANGUAGE)
     save(tmp_path / "ours", config, of_config(config), random_arrays(config))
     mesh = Mesh(data=1, tensor=4, fsdp=2).build()
-    with pytest.raises(InputError, match="23 and does not divide by mesh.tensor=4; the nearest size that does is 24"):
+    with pytest.raises(InputError, match=r"23 and does not divide by mesh\.tensor=4; the nearest size that does is 24"):
         open_model(tmp_path / "ours").arrays(mesh)
     found = open_model(tmp_path / "ours", changes={"vocab_multiple": 8}).arrays(mesh)
     assert found["vocabulary/embedding"].shape == (24, 16)

@@ -28,7 +28,7 @@ def test_bits_and_configuration(name, tmp_path):
     export(tmp_path / "first", config, arrays, form=form)
     opened = open_model(tmp_path / "first", changes=changes(config))
     assert opened.config == dataclasses.replace(config, **({"dtype": "bfloat16"} if hasattr(config, "dtype") else {}))
-    assert not opened.notes
+    assert all("mask_token" in note for note in opened.notes)  # zeros, which we wrote
     found = opened.arrays()
     same(found, arrays)
 

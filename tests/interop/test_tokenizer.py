@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 import vlmax
 from tests.interop.models import LANGUAGE, random_arrays
-from vlmax.data.tokenizers import ByteBpe, SentencePiece, TokenizerJson, WordPiece, train_bpe
+from tests.shared import shared
+from vlmax.data.tokenizers import ByteBpe, ClipBpe, SentencePiece, TokenizerJson, WordPiece, train_bpe
 from vlmax.errors import InputError
 from vlmax.interop.exporting import export
-from vlmax.interop.tokenizer import tokenizer_config
+from vlmax.interop.tokenizer import tokenizer_config, write
 from vlmax.models.decoders.llama import LLaMA
 
 
@@ -70,6 +72,30 @@ def test_words_and_bytes(tmp_path):
     files(tmp_path, {"eos_token": "</s>", "bos_token": "</s>", "pad_token": "<pad>"}, vocab__json="", merges__txt="")
     paths = (str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     assert tokenizer_config(tmp_path) == ByteBpe(*paths, "</s>", "</s>", "<pad>")
+
+
+def test_written_and_read_again(tmp_path):
+    model = str(tmp_path / "a.model")
+    (tmp_path / "a.model").write_bytes(b"not opened here")
+    llama, t5 = SentencePiece(model, 0, marks=True, legacy=False), SentencePiece(model, None, 100, marks=True)
+    for i, config in enumerate((llama, t5)):
+        (tmp_path / str(i)).mkdir()
+        assert write(config, tmp_path / str(i)) is None
+        (found,) = (path for path in (tmp_path / str(i)).glob("*.model"))
+        assert tokenizer_config(tmp_path / str(i)) == dataclasses.replace(config, path=str(found))
+    trained = train_bpe(["a red circle", "two blue squares"], 300, tmp_path / "t.json")
+    (tmp_path / "trained").mkdir()
+    assert write(trained, tmp_path / "trained") is None
+    found = tokenizer_config(tmp_path / "trained")
+    assert found == dataclasses.replace(trained, path=str(tmp_path / "trained" / "tokenizer.json"))
+    assert found.open().encode("two red circles") == trained.open().encode("two red circles")
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    assert "no tokenizer like" in write(SentencePiece("a.model", 1), tmp_path)
+    merges = shared("data", "tokenizers", "clip", "bpe_simple_vocab_16e6.txt.gz")
+    assert "ClipBpe does with a text" in write(ClipBpe(str(merges)), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_loaded_with_the_model_and_held_against_it(tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from tests import tiny
+import vlmax
+from tests import tiny, tiny_text
 from tests.interop.models import random_arrays, same
+from vlmax.data.sources.shapes_documents import ShapesText
+from vlmax.data.tokenizers import TrainedBpe
 from vlmax.errors import InputError
+from vlmax.interop.converting import convert
 from vlmax.interop.exporting import export
 from vlmax.interop.loading import open_model
 from vlmax.interop.model import by_path
@@ -36,10 +41,19 @@ def arrays_of(state):
     return by_path({"params": params_of(state), **state.carried})
 
 
+def save(workdir, experiment, state):
+    checkpointer = Checkpointer(workdir, experiment.checkpoints)
+    record.write(workdir, record.record(experiment))
+    checkpointer.save(3, state, {}, {})
+    checkpointer.close()
+
+
 @pytest.fixture(scope="module", params=["vit", "resnet"])
 def trained(request, tmp_path_factory):
     """The directory of a run, and its state: half frozen, with a moving average."""
     system = tiny.clip() if request.param == "vit" else tiny.resnet_clip()
+    if request.param == "resnet":
+        system = dataclasses.replace(system, image=dataclasses.replace(system.image, stem=16))  # divides by 8 devices
     optimizer = dataclasses.replace(tiny.experiment().optimizer, frozen=("text/.*",))
     features = tiny.TinyFeatures(image=system.image.image)
     experiment = tiny.experiment(system=system, optimizer=optimizer, mesh=MESH, ema_decay=0.5)
@@ -47,10 +61,7 @@ def trained(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(request.param)
     state, _ = fresh(experiment)
     state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x + 1, state.trainable))
-    checkpointer = Checkpointer(workdir, experiment.checkpoints)
-    record.write(workdir, record.record(experiment))
-    checkpointer.save(3, state, {}, {})
-    checkpointer.close()
+    save(workdir, experiment, state)
     return workdir, experiment, state
 
 
@@ -61,7 +72,7 @@ def test_its_moving_average_is_its_model(trained):
     wanted = arrays_of(dataclasses.replace(state, trainable=state.ema))
     same(opened.arrays(), wanted)
     same(opened.arrays(Mesh(data=1, fsdp=8).build()), wanted)
-    assert not opened.dtype() == np.int32
+    assert opened.dtype() != np.int32
 
 
 def test_it_is_exported(trained, tmp_path):
@@ -112,18 +123,55 @@ def test_a_part_of_a_checkpoint_is_taken(tmp_path):
     same({path: x for path, x in found.items() if path.startswith("text/")}, wanted)
 
 
+def test_a_decoder_is_padded_as_the_system_is(tmp_path):
+    config = tiny_text.DECODERS["llama"]
+    arrays = random_arrays(config)
+    export(tmp_path / "model", dataclasses.replace(config, context=64), arrays)
+    found, _ = fresh(tiny_text.experiment("llama", mesh=MESH, init=(Pretrained(str(tmp_path / "model")),)))
+    same(arrays_of(found), arrays)
+    export(tmp_path / "short", dataclasses.replace(config, context=8), arrays)
+    with pytest.raises(InputError, match=r"LLaMA\.context is 16 in the system and 8 in the checkpoint"):
+        fresh(tiny_text.experiment("llama", mesh=MESH, init=(Pretrained(str(tmp_path / "short")),)))
+
+
 def test_what_does_not_fit_is_refused(image_encoder, tmp_path):
     folder = str(image_encoder[0])
     with pytest.raises(InputError, match=r"init\[0\]\.part: nothing lies under 'img'; did you mean 'image"):
         start(path=folder, part="img")
-    with pytest.raises(InputError, match="the system has none|is not in the"):
+    with pytest.raises(InputError, match=r"init\[0\]: reading .*nowhere: there is no such folder"):
+        start(path=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"the system has none|is not in the"):
         start(path=folder, part="text")
     other = dataclasses.replace(tiny.vit(), activation="quick_gelu", heads=4)
     export(tmp_path / "other", other, random_arrays(other))
     with pytest.raises(InputError) as caught:
         start(path=str(tmp_path / "other"), part="image")
-    for words in ("ViT.heads is 2 in the system and 4 in the checkpoint", "ViT.activation is 'gelu'", "query/kernel is"):
+    for words in (
+        "ViT.heads is 2 in the system and 4 in the checkpoint",
+        "ViT.activation is 'gelu'",
+        "query/kernel is",
+    ):
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("form", ["vlmax", "huggingface"])
+def test_a_language_model_takes_its_tokenizer_along(name, form, tmp_path):
+    tokenizer = TrainedBpe(ShapesText("train"), examples=20, vocab_size=300)
+    system = tiny_text.system(name)
+    decoder = dataclasses.replace(system.text.decoder, vocab=300)
+    system = dataclasses.replace(system, text=dataclasses.replace(system.text, decoder=decoder))
+    preprocess = dataclasses.replace(tiny_text.preprocess(name), tokenizer=tokenizer)
+    experiment = tiny.with_data(tiny_text.experiment(name, mesh=MESH, system=system), preprocess=preprocess)
+    save(tmp_path / "run", experiment, fresh(experiment)[0])
+    list(convert(tmp_path / "run", tmp_path / "ours"))
+    list(convert(tmp_path / ("run" if form == "vlmax" else "ours"), tmp_path / "out", "huggingface"))
+    marks = {"bos_token_id": 298, "eos_token_id": 299, "pad_token_id": 297}
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert found == marks | ({"decoder_start_token_id": 297} if name == "t5" else {})
+    (_, _, first), (_, _, second) = (vlmax.load(tmp_path / folder) for folder in ("run", "out"))
+    assert first.encode("Two red circles!") == second.encode("Two red circles!")
+    assert (second.bos, second.eos, second.pad_id) == (298, 299, 297)
 
 
 def test_a_run_without_checkpoint(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from tests.models.test_transformer import BERT, CONTEXT, LLAMA, B, D, N, T, X, parameters
 from vlmax.errors import InputError
 from vlmax.models.layers.attention import Mask
-from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, of_all_layers
 from vlmax.models.layers.layer_by_layer import layer_by_layer
 from vlmax.models.layers.transformer import TransformerModule
 
@@ -24,14 +24,14 @@ def empty(config, slots, batch=B):
 
 def admitted(cache, length):
     """The cache with `length` new tokens in every row, and the mask of their queries."""
-    ones = np.ones((cache.keys.shape[1], length), np.int32)
+    ones = np.ones((cache.valid.shape[0], length), np.int32)
     cache = cache.admit(ones)
     return cache, Mask(causal=True, query_segments=ones, key_segments=cache.valid, offset=cache.index)
 
 
 def test_an_empty_cache_holds_nothing():
     cache = Cache.empty(3, 2, 5, 1, 4, jnp.bfloat16)
-    assert cache.keys.shape == cache.values.shape == (3, 2, 5, 1, 4) and cache.keys.dtype == jnp.bfloat16
+    assert cache.keys.shape == cache.values.shape == (3, 2, 1, 5, 4) and cache.keys.dtype == jnp.bfloat16
     assert cache.slots == 5 and cache.index == 0 and not np.any(cache.valid) and cache.cross is None
 
 
@@ -44,13 +44,25 @@ def test_tokens_are_admitted_at_the_index():
 
 
 def test_a_layer_writes_its_own_slots_and_sees_all_of_them():
-    keys = jnp.arange(3 * 4, dtype=jnp.bfloat16).reshape(3, 1, 4, 1, 1)
+    keys = jnp.arange(3 * 4, dtype=jnp.bfloat16).reshape(3, 1, 1, 4, 1)
     loop = CacheInLoop(keys, -keys, jnp.int32(2), jnp.int32(1))
     after, seen = loop.put(KeysValues(jnp.full((1, 1, 1, 1), 50.0), jnp.full((1, 1, 1, 1), 60.0)))
     assert seen.keys.ravel().tolist() == [4, 5, 50, 7] and seen.values.ravel().tolist() == [-4, -5, 60, -7]
     assert seen.keys.dtype == jnp.float32 and after.keys.dtype == jnp.bfloat16
     assert after.layer == 2 and after.index == 2
     assert after.keys.ravel().tolist() == [0, 1, 2, 3, 4, 5, 50, 7, 8, 9, 10, 11]
+
+
+def test_layers_that_do_not_hand_on_a_cache_have_one_each():
+    keys = jnp.arange(3 * 4, dtype=jnp.float32).reshape(3, 1, 1, 4, 1)
+    caches = CacheInLoop(keys, -keys, jnp.int32(2), jnp.int32(0)).by_layer()
+    caches[1], seen = caches[1].put(KeysValues(jnp.full((1, 1, 1, 1), 50.0), jnp.full((1, 1, 1, 1), 60.0)))
+    assert seen.keys.ravel().tolist() == [4, 5, 50, 7] and seen.values.ravel().tolist() == [-4, -5, 60, -7]
+    together = of_all_layers(caches)
+    assert [kept.shape for kept in together.keys] == [(1, 1, 1, 4, 1)] * 3 and together.index == 2
+    assert jnp.stack(together.keys).ravel().tolist() == [0, 1, 2, 3, 4, 5, 50, 7, 8, 9, 10, 11]
+    for first, second in zip(together.by_layer(), caches, strict=True):
+        assert first.keys is second.keys and first.values is second.values
 
 
 @pytest.mark.parametrize("layout", [lambda params: params, layer_by_layer])
@@ -69,26 +81,28 @@ def test_the_stack_with_a_cache_equals_the_stack(layout):
         out, hidden, cache = step(params, X[:, start:stop], cache)
         np.testing.assert_allclose(out, whole[:, start:stop], atol=1e-5)
         np.testing.assert_allclose(hidden, states[:, :, start:stop], atol=1e-5)
-    assert cache.index == T and not np.any(cache.keys[:, :, T:])
+    assert cache.index == T and not any(np.any(keys[..., T:, :]) for keys in jax.tree.leaves(cache.keys))
 
 
-def test_the_cache_is_updated_in_place():
+@pytest.mark.parametrize("layout", [lambda params: params, layer_by_layer])
+def test_the_cache_is_updated_in_place(layout):
     """A step's temporaries hold a layer of the cache at most a few times, and never all layers."""
     config = dataclasses.replace(LLAMA, depth=16)
-    params, cache = parameters(config), empty(config, 2048, batch=2)
+    params, cache = layout(parameters(config)), empty(config, 2048, batch=2)
 
     def step(params, x, cache):
         cache, mask = admitted(cache, 1)
         return TransformerModule(config).apply(params, x, mask, cache=cache)
 
+    _, _, cache = step(params, X[:2, :1], cache)
     compiled = jax.jit(step, donate_argnums=2).lower(params, X[:2, :1], cache).compile()
-    memory, size = compiled.memory_analysis(), cache.keys.nbytes + cache.values.nbytes
+    memory, size = compiled.memory_analysis(), sum(x.nbytes for x in jax.tree.leaves((cache.keys, cache.values)))
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < size / 4
     for _ in range(2):
         before, (_, _, cache) = cache, compiled(params, X[:2, :1], cache)
-        assert before.keys.is_deleted() and before.values.is_deleted()
-    assert cache.index == 2
+        assert all(x.is_deleted() for x in jax.tree.leaves((before.keys, before.values)))
+    assert cache.index == 3
 
 
 @pytest.mark.parametrize("layout", [lambda params: params, layer_by_layer])

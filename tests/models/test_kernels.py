@@ -93,8 +93,8 @@ def test_splash_over_a_mesh_equals_one_device():
 @pytest.mark.parametrize("name", [*MASKS, "prefix", "cache"])
 def test_the_arguments_for_cudnn_are_those_of_the_mask(name):
     """Its own products stand for cuDNN, which needs a GPU: what is held is how a mask is put to the library."""
-    more = {"prefix": Mask(causal=True, prefix_length=jnp.asarray([3, 200])), "cache": Mask(causal=True, offset=jnp.asarray(5))}
-    mask = {**MASKS, **more}[name]
+    prefix, cache = Mask(causal=True, prefix_length=jnp.asarray([3, 200])), Mask(causal=True, offset=jnp.asarray(5))
+    mask = {**MASKS, "prefix": prefix, "cache": cache}[name]
     q, k, v = arrays()
     got = kernels._blind_as_zeros(kernels._library(q * K**-0.5, k, v, mask, "xla"), mask, T)
     assert_same(got, attention(q, k, v, mask))
@@ -122,7 +122,7 @@ def test_an_unknown_name_in_the_environment_is_refused(monkeypatch):
 
 
 UNFIT = {
-    "a bias": (T, Mask(), 1.0),
+    "a bias": (T, Mask(), jnp.ones((1, 1, T, T))),
     "a cache": (T, Mask(causal=True, offset=jnp.asarray(0)), None),
     "a prefix": (T, Mask(causal=True, prefix_length=jnp.asarray([1, 2])), None),
     "a length": (T - 1, Mask(), None),
@@ -133,10 +133,10 @@ UNFIT = {
 def test_what_splash_cannot_express_goes_to_the_products(name, monkeypatch):
     length, mask, bias = UNFIT[name]
     q, k, v = (x[:, :length] for x in arrays())
-    want = attention(q, k, v, mask)
+    want = attention(q, k, v, mask, bias=bias)
     monkeypatch.setenv(kernels.VARIABLE, "splash")
     assert kernels.fused(q, k, v, mask, bias) is None
-    assert jnp.array_equal(attention(q, k, v, mask), want)
+    assert jnp.array_equal(attention(q, k, v, mask, bias=bias), want)
 
 
 def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch):
@@ -146,3 +146,15 @@ def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch):
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     assert kernels.fused(*half, Mask(), jnp.zeros((1, 1, T, T))) is None
     assert kernels.fused(*(x[:, :7] for x in half), Mask(), None) is None
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_program_for_a_gpu_calls_cudnn(name, monkeypatch):
+    """As far as it goes without one: the library takes the arguments and puts its calls into the program."""
+    library = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(library, "check_cudnn_version", lambda: 91_100)
+    monkeypatch.setenv(kernels.VARIABLE, "cudnn")
+    half = [x.astype(jnp.bfloat16) for x in arrays()]
+    gradient = jax.grad(lambda q, k, v: attention(q, k, v, MASKS[name]).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    text = jax.jit(gradient).trace(*half).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @__cudnn$fmha") == 2  # forward and backward

@@ -11,8 +11,6 @@ import numpy as np
 from tests.parity import decoders, t5
 from tests.parity.huggingface import Recorded
 
-EOS = (2, 7)
-
 
 def model_and_params(found: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     """Of a text decoder or a T5."""

@@ -13,14 +13,14 @@ import torch
 
 from tests.models import golden
 from tests.parity import make_golden_decoders, make_golden_t5, reference_generate
-from tests.parity.generation import EOS, random_prompts
+from tests.parity.generation import random_prompts
 
 NEW, LONGEST, V = 8, 8, 37
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beams": {"num_beams": 4},
     "early": {"num_beams": 3, "early_stopping": True},
-    "long, never": {"num_beams": 3, "length_penalty": 1.8, "early_stopping": "never"},
+    "long, never": {"num_beams": 3, "length_penalty": 1.2, "early_stopping": "never"},
 }
 
 
@@ -39,13 +39,15 @@ def reference(name: str) -> Any:
 
 
 def main() -> None:
-    """`MODEL/CASE` as JSON: the new tokens of every prompt; `prompts` and `cases` beside them."""
+    """`MODEL/CASE` as JSON: the new tokens of every prompt; `MODEL/marks`, `prompts` and `cases` beside them."""
     prompts = random_prompts(16, V, LONGEST, seed=1)
-    found = {"prompts": prompts, "cases": CASES}
+    found: dict[str, Any] = {"prompts": prompts, "cases": CASES}
     for name in ("llama", "gpt2", "opt", "t5_first"):
         model = reference(name)
+        free = reference_generate.continued(model, prompts, (), max_new_tokens=NEW)
+        marks = found[f"{name}/marks"] = reference_generate.marks_for(free)
         for case, options in CASES.items():
-            found[f"{name}/{case}"] = reference_generate.continued(model, prompts, EOS, max_new_tokens=NEW, **options)
+            found[f"{name}/{case}"] = reference_generate.continued(model, prompts, marks, max_new_tokens=NEW, **options)
     arrays = {key: np.array(json.dumps(value)) for key, value in found.items()}
     np.savez_compressed(golden.GOLDEN / "generate.npz", **arrays)
 

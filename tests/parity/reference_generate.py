@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,12 @@ def continued(
         out = model.generate(**inputs, attention_mask=mask, **{"do_sample": False, **options})
     start = 1 if seq2seq else 0 if embeddings else length
     return [_cut(row, eos) for row in out[:, start:].tolist()]
+
+
+def marks_for(texts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Two tokens that, as marks of the end, would end a quarter of these texts or so, each after its first token."""
+    counts = Counter(token for text in texts for token in set(text[1:]) - {text[0]})
+    return tuple(sorted(counts, key=lambda token: (abs(counts[token] - len(texts) // 4), token))[:2])
 
 
 def _cut(text: list[int], eos: Sequence[int]) -> list[int]:

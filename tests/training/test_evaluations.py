@@ -30,7 +30,7 @@ def test_two_encoders_are_not_asked_for_words():
 
 
 def test_prompts_need_a_preprocess_that_tokenizes():
-    with pytest.raises(InputError, match="prompts are tokenized by data.preprocess, and TinyFeatures does not"):
+    with pytest.raises(InputError, match=r"prompts are tokenized by data.preprocess, and TinyFeatures does not"):
         check_needs(tiny.experiment(evaluations=(SHAPES[0],)))
 
     class Tokenizing(tiny.TinyFeatures):

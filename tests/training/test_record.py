@@ -21,13 +21,6 @@ def base(**changes):
     return tiny.experiment(**changes)
 
 
-@pytest.fixture(autouse=True)
-def plain_sources(monkeypatch):
-    """The stand-in source holds a set, which no real experiment may."""
-    original = record.resolved
-    monkeypatch.setattr(record, "resolved", lambda v: sorted(v) if isinstance(v, frozenset) else original(v))
-
-
 @pytest.fixture
 def started(tmp_path):
     record.write(tmp_path, record.record(base()))
@@ -57,6 +50,18 @@ def test_flat_gives_a_path_to_every_field():
 
 def test_the_same_experiment_goes_on(started):
     assert record.check_same_run(started, base(), accept_changes=False) == {}
+
+
+def test_a_run_of_an_older_vlmax_goes_on(started):
+    """It knew fewer fields, and some types under other names."""
+    content = json.loads((started / record.FILE).read_text())
+    del content["experiment"]["init"], content["experiment"]["system"]["image"]["final_norm"]
+    content["experiment"]["system"]["text"]["type"] = "vlmax.systems.clip.TextEncoder"
+    record.write(started, content)
+    assert record.check_same_run(started, base(), accept_changes=False) == {}
+    other = base(system=tiny.clip(image=tiny.vit(final_norm=False)))
+    with pytest.raises(InputError, match=r"system\.image\.final_norm: True -> False"):
+        record.check_same_run(started, other, accept_changes=False)
 
 
 def test_a_fresh_directory_is_fine(tmp_path):

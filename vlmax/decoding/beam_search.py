@@ -23,7 +23,7 @@ from vlmax.decoding.sampling import Knobs, Plan, Seen, allowed, seen_in, with_to
 from vlmax.decoding.settings import Generation
 from vlmax.decoding.stopping import StopStrings, ends
 from vlmax.models.layers.axes import constrain
-from vlmax.models.layers.cache import Cache, KeysValues, laid_out
+from vlmax.models.layers.cache import Cache, laid_out
 
 NEVER = -1.0e9
 """The score of what must not win; large, but such that adding to it keeps an order. The reference's own value."""
@@ -239,15 +239,18 @@ def picked(x: Array, places: Int[Array, "B picked"]) -> Array:
 def repeated(cache: Cache, beams: int) -> Cache:
     """The cache with every row as many times."""
 
-    def rows(x, axis):
-        return None if x is None else jnp.repeat(x, beams, axis=axis)
+    def rows(tree, axis):
+        return jax.tree.map(lambda x: jnp.repeat(x, beams, axis=axis), tree)
+
+    def cross_laid_out(x):
+        return constrain(x, None, "batch", None, "act_kv_heads", "act_head_dim")
 
     return dataclasses.replace(
         cache,
-        keys=laid_out(rows(cache.keys, 1)),
-        values=laid_out(rows(cache.values, 1)),
+        keys=jax.tree.map(laid_out, rows(cache.keys, 1)),
+        values=jax.tree.map(laid_out, rows(cache.values, 1)),
         valid=rows(cache.valid, 0),
-        cross=None if cache.cross is None else KeysValues(*(laid_out(rows(x, 1)) for x in cache.cross)),
+        cross=jax.tree.map(cross_laid_out, rows(cache.cross, 1)),
         context_segments=rows(cache.context_segments, 0),
     )
 
@@ -256,5 +259,9 @@ def reordered(cache: Cache, parents: Int[Array, "B beams"]) -> Cache:
     """The cache of running texts that go on from others of the same prompt; what prompts alone say stays as it is."""
     batch, beams = parents.shape
     rows = (parents + beams * jnp.arange(batch)[:, None]).reshape(-1)
-    keys, values = (laid_out(x.at[:, rows].get(mode="promise_in_bounds")) for x in (cache.keys, cache.values))
+
+    def taken(x):
+        return laid_out(x.at[:, rows].get(mode="promise_in_bounds"))
+
+    keys, values = jax.tree.map(taken, (cache.keys, cache.values))
     return dataclasses.replace(cache, keys=keys, values=values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import numpy as np
 from jax.sharding import Mesh
 
+from vlmax.data.batches import BatchInfo
 from vlmax.data.example import Preprocess, Source
 from vlmax.errors import InputError
 from vlmax.evaluation import features
@@ -56,7 +58,19 @@ class Perplexity:
         def score(batch: features.Arrays) -> features.Arrays:
             return context.score({name: batch[name] for name in read})
 
-        found = features.source_features(context, self.name, source, self.preprocess, self.batch_size, score)
+        counts: collections.Counter[str] = collections.Counter()
+
+        def record(info: BatchInfo) -> None:
+            context.record(info)
+            counts.update(info.counts)
+
+        heard = dataclasses.replace(context, record=record)
+        found = features.source_features(heard, self.name, source, self.preprocess, self.batch_size, score)
+        if counts["truncated"]:
+            context.log(
+                f"{where}: {counts['truncated']} texts of this process are longer than a row of its preprocess, and of "
+                "each a piece is scored; lengthen the rows"
+            )
         nll, right, tokens = (found[name].astype(np.float64) for name in ("nll", "right", "tokens"))
         if not tokens.all():
             raise InputError(

@@ -1,1 +1,1 @@
-"""Foreign checkpoints, in and out: one file a family, each a table of names and layouts that is read in both directions."""
+"""Foreign checkpoints, in and out: one file a family, a table of names and layouts read in both directions."""

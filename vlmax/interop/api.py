@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import PyTree
 
 from vlmax.data.tokenizers import Tokenizer
 from vlmax.errors import InputError
-from vlmax.interop.loading import open_model
+from vlmax.interop.loading import changed, open_model
 from vlmax.interop.tokenizer import check_tokenizer, tokenizer_config
 from vlmax.interop.trained import Trained
 from vlmax.systems.system import System
@@ -43,7 +42,7 @@ def load(
       dtype: of the parameters and of what the model computes in, float32 or bfloat16. None: parameters as they are
         stored, and bfloat16 for computing unless they are float32.
       family: `open_clip` or `openai`, where the folder does not say it by itself.
-      **changes: fields of the model's configuration that shall be others, such as `vocab_multiple=128` or `remat="full"`.
+      **changes: fields of the model's configuration to change, such as `vocab_multiple=128` or `remat="full"`.
 
     Returns:
       The module, or for CLIP and SigLIP the system; its variables (`{"params": ...}`, as `model.apply` takes them); its
@@ -62,5 +61,5 @@ def load(
     computing = dtype or ("float32" if opened.dtype() == jnp.float32 else "bfloat16")
     variables = opened.outline.variables(opened.arrays(mesh, dtype))
     if isinstance(opened.config, System):
-        return dataclasses.replace(opened.config, dtype=computing), variables, tokenizer
+        return changed(opened.config, {"dtype": computing}), variables, tokenizer
     return opened.config.build(jnp.dtype(computing)), variables, tokenizer

@@ -73,7 +73,7 @@ def read(found: Json) -> BERT:
 def write(config: BERT) -> dict[str, Any]:
     """config.json."""
     cannot(config.token_types > 0, "a BERT without token types", "bert")
-    cannot(config.predicts != config.pooler, "a BERT that has both a pooler and a head that predicts, or neither", "bert")
+    cannot(config.predicts != config.pooler, "a BERT with both a pooler and a head that predicts, or neither", "bert")
     cannot(config.cross_width in (None, config.width), f"a context {config.cross_width} wide", "bert")
     cannot(config.cross_width is None or config.causal, "a context for a BERT that is not causal", "bert")
     kind = "BertModel" if config.pooler else "BertLMHeadModel" if config.causal else "BertForMaskedLM"
@@ -103,8 +103,10 @@ FAMILY = Family(
     write=write,
     rows=ROWS,
     sizes=lambda config: {"V": config.vocab},
-    arguments=lambda config: {"inputs": np.zeros((1, 1), np.int32)}
-    | ({} if config.cross_width is None else {"context": np.zeros((1, 1, config.cross_width), np.float32)}),
+    arguments=lambda config: (
+        {"inputs": np.zeros((1, 1), np.int32)}
+        | ({} if config.cross_width is None else {"context": np.zeros((1, 1, config.cross_width), np.float32)})
+    ),
     renamed=(
         (r"\.gamma$", ".weight"),
         (r"\.beta$", ".bias"),

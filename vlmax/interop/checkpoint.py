@@ -83,8 +83,9 @@ def _openai(path: Path, tensors: dict[str, Stored], family: str | None) -> Check
     names = {name.removeprefix("module."): stored for name, stored in tensors.items()}
     if family != "openai" and open_clip.OPENAI_MARK not in names:
         raise InputError(
-            f"reading {path}: it has no configuration beside it, and its tensors do not say which activation they need; "
-            "give the folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP (--family openai)"
+            f"reading {path}: it has no configuration beside it, and its tensors do not say which activation they "
+            "need; give the folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP "
+            "(--family openai)"
         )
     config = open_clip.FAMILY.read(open_clip.described(names))
     return Checkpoint(path, open_clip.FAMILY, config, tensors)
@@ -96,7 +97,7 @@ def _weights(folder: Path, names: tuple[str, ...]) -> Path:
         for path in (folder / f"{name}.index.json", folder / name):
             if path.is_file():
                 return path
-    raise InputError(f"reading {folder}: it has no weights; they would be one of {', '.join(names)}, or an index of such")
+    raise InputError(f"reading {folder}: it has no weights: none of {', '.join(names)}, nor an index of such")
 
 
 def tensors_of(path: Path) -> dict[str, Stored]:
@@ -114,4 +115,4 @@ def tensors_of(path: Path) -> dict[str, Stored]:
         return torch_files.read(path)
     if path.suffix == ".safetensors":
         return safetensors.read(path)
-    raise InputError(f"reading {path}: weights are .safetensors or torch files ({', '.join(TORCH)}), not {path.suffix!r}")
+    raise InputError(f"reading {path}: weights are .safetensors or torch's {', '.join(TORCH)}, not {path.suffix!r}")

@@ -73,8 +73,8 @@ def read_text(found: Json) -> TextEncoder:
     vocab, end = field(found, "vocab_size", 49_408), found.get("eos_token_id", 49_407)
     if end not in (2, vocab - 1):  # 2 means the highest id, in files from before the mistake was mended
         raise InputError(
-            f"config.json: eos_token_id is {end} of {vocab}; vlmax's text encoder reads a text off at its highest id, so "
-            "that must be the last one"
+            f"config.json: eos_token_id is {end} of {vocab}; vlmax's text encoder reads a text off at its highest id, "
+            "so that must be the last one"
         )
     text = sizes(found, (512, 12, 8, 2048), "quick_gelu", 1e-5)
     return TextEncoder(**text, vocab=vocab, context=field(found, "max_position_embeddings", 77))
@@ -119,7 +119,7 @@ def write_sizes(config: ViT | TextEncoder, tanh: str = "gelu_new") -> dict[str, 
 def write_vision(config: ViT) -> dict[str, Any]:
     """config.json of the image encoder."""
     cannot(config.pool == "class" and config.positions == "learned", "an image encoder without class token", "clip")
-    cannot(config.pre_norm and config.final_norm, "an image encoder without the norms before and after its stack", "clip")
+    cannot(config.pre_norm and config.final_norm, "an image encoder without norms before and after its stack", "clip")
     cannot(not config.patch_bias and config.qkv_bias, "these biases of the image encoder", "clip")
     return {
         "architectures": ["CLIPVisionModel"],
@@ -170,9 +170,10 @@ def write_whole(config: CLIP) -> dict[str, Any]:
     }
 
 
-def patch_sizes(config: ViT) -> dict[str, int]:
-    """The letters of a patch."""
-    return {"y": config.patch, "x": config.patch, "c": 3}
+def patch_sizes(config: ViT | CLIP) -> dict[str, int]:
+    """The letters of a patch; a ResNet has none."""
+    image = config.image if isinstance(config, CLIP) else config
+    return {"y": image.patch, "x": image.patch, "c": 3} if isinstance(image, ViT) else {}
 
 
 def image_argument(config: ViT) -> dict[str, Any]:
@@ -186,6 +187,9 @@ def text_argument(config: TextEncoder) -> dict[str, Any]:
 
 
 POSITION_IDS = LeftOut(r"(vision_model|text_model)\.embeddings\.position_ids")
+# transformers 5 stores an encoder alone without the name that it has in the whole model.
+BARE_VISION = ((r"^(embeddings|pre_layrnorm|encoder|post_layernorm|head)\.", r"vision_model.\1."),)
+BARE_TEXT = ((r"^(embeddings|encoder|final_layer_norm|head)\.", r"text_model.\1."),)
 FAMILIES = (
     Family(
         name="clip",
@@ -194,7 +198,7 @@ FAMILIES = (
         read=read_whole,
         write=write_whole,
         rows=WHOLE,
-        sizes=lambda config: patch_sizes(config.image),
+        sizes=patch_sizes,
         left_out=(POSITION_IDS,),
         files=(*Family.files, *IMAGE_FILES),
     ),
@@ -207,6 +211,7 @@ FAMILIES = (
         rows=VISION,
         sizes=patch_sizes,
         arguments=image_argument,
+        renamed=BARE_VISION,
         left_out=(POSITION_IDS, LeftOut(r"visual_projection\..*", "an image encoder alone has no projection")),
         files=("config.json", *IMAGE_FILES),
     ),
@@ -218,6 +223,7 @@ FAMILIES = (
         write=write_text,
         rows=TEXT,
         arguments=text_argument,
+        renamed=BARE_TEXT,
         left_out=(POSITION_IDS, LeftOut(r"text_projection\..*", "a text encoder alone has no projection")),
     ),
 )

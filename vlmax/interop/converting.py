@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import numpy as np
 from vlmax.errors import InputError
 from vlmax.interop.exporting import check_empty, export, save
 from vlmax.interop.loading import open_model
+from vlmax.interop.tokenizer import write
+from vlmax.interop.trained import Trained
 from vlmax.interop.writing import SHARD_BYTES
 
 OURS = "vlmax"
@@ -43,11 +47,17 @@ def convert(
     for note in opened.notes:
         yield f"left out: {note}"
     arrays = opened.arrays(dtype=None if dtype is None else np.dtype(_dtype(dtype)))
-    if form == OURS:
-        save(to, opened.config, opened.family, arrays, opened.files)
-        written = opened.family
-    else:
-        written = export(to, opened.config, arrays, opened.files, form, shard_bytes)
+    with contextlib.ExitStack() as stack:
+        files = opened.files
+        if isinstance(opened, Trained) and opened.tokenizer is not None:
+            files = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if reason := write(opened.tokenizer, files):
+                yield f"left out: the tokenizer: {reason}"
+        if form == OURS:
+            save(to, opened.config, opened.family, arrays, files)
+            written = opened.family
+        else:
+            written = export(to, opened.config, arrays, files, form, shard_bytes)
     count = sum(array.size for array in arrays.values())
     yield f"{source} -> {to}: {type(opened.config).__name__} ({written.name}), {count:,} parameters"
 

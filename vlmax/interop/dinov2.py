@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmax.interop.clip import image_argument, side
+from vlmax.errors import InputError
+from vlmax.interop.clip import image_argument
 from vlmax.interop.family import IMAGE_FILES, Family, Json, cannot, field, only
 from vlmax.interop.table import LeftOut, Row, linear, norm, under
 from vlmax.interop.vit import ATTENTION, EMBEDDINGS
@@ -48,9 +49,9 @@ def read(found: Json) -> DINOv2:
     only(found, "hidden_act", ("gelu",), "gelu")
     width = field(found, "hidden_size", 768)
     mlp = int(width * field(found, "mlp_ratio", 4))
-    table = side(field(found, "image_size", 224))
+    table = field(found, "image_size", 224)
     if not isinstance(table, int):
-        only({"image_size": table}, "image_size", ("one number",), None)
+        raise InputError(f"config.json: image_size is {table!r}; vlmax's model has a table of a square, one number")
     return DINOv2(
         width=width,
         depth=field(found, "num_hidden_layers", 12),

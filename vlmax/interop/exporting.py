@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from vlmax.interop.families import CONFIG, OPEN_CLIP_CONFIG, read_json, that_wri
 from vlmax.interop.family import Family
 from vlmax.interop.model import outline
 from vlmax.interop.table import places
+from vlmax.interop.tokenizer import marks
 
 GENERATION = "generation_config.json"
 MARKS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -51,7 +53,7 @@ def export(
     found = places(family.table(config), shape.shapes(), family.sizes(config))
     tensors = writing.sources(found, arrays)
     for name, values in family.written(config, list(tensors)).items():
-        tensors[name] = (values.shape, values.dtype, lambda values=values: values)
+        tensors[name] = (values.shape, values.dtype, functools.partial(np.asarray, values))
     with finished(to) as part:
         open_clip = not family.model_types
         writing.write(part, tensors, shard_bytes, "open_clip_model" if open_clip else "model")
@@ -60,10 +62,18 @@ def export(
             name = OPEN_CLIP_CONFIG if open_clip else CONFIG
             dtype = np.dtype(next(iter(arrays.values())).dtype).name
             before = read_json(part / name) if (part / name).is_file() else {}
+            described |= {} if before else marks_of(config, described, part)
             content = merged(before, described, family) | ({} if open_clip else {"dtype": dtype})
             write_json(part / name, content)
             write_beside(part, config, family, content)
     return family
+
+
+def marks_of(config: Any, described: Mapping[str, Any], files: Path) -> dict[str, int]:
+    """The ids of a decoder's marks, of the tokenizer that goes with it; T5 starts what it writes with its padding."""
+    found = marks(files) if hasattr(config, "empty_cache") else {}
+    start = {"decoder_start_token_id": found["pad_token_id"]} if found and "decoder_start_token_id" in described else {}
+    return {**found, **start}
 
 
 def save(to: Path, config: Any, family: Family, arrays: Mapping[str, Array], files: Path | None = None) -> None:
@@ -78,10 +88,10 @@ def save(to: Path, config: Any, family: Family, arrays: Mapping[str, Array], fil
 
 def write_beside(part: Path, config: Any, family: Family, content: Mapping[str, Any]) -> None:
     """What a complete checkpoint has beside it where nothing travelled along."""
-    marks = {name: content[name] for name in MARKS if content.get(name) is not None}
+    ids = {name: content[name] for name in MARKS if content.get(name) is not None}
     # Without an end mark nothing is written: transformers then goes by its own defaults.
-    if hasattr(config, "empty_cache") and "eos_token_id" in marks and not (part / GENERATION).is_file():
-        write_json(part / GENERATION, marks)
+    if hasattr(config, "empty_cache") and "eos_token_id" in ids and not (part / GENERATION).is_file():
+        write_json(part / GENERATION, ids)
     pixels = part / "preprocessor_config.json"
     if family.name in ("clip", "siglip") and not pixels.is_file():
         height, width = config.image.image_size
@@ -94,29 +104,40 @@ def write_beside(part: Path, config: Any, family: Family, content: Mapping[str, 
 
 
 def merged(before: Mapping[str, Any], described: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What we say of the model over what a configuration that travelled along says, where that is of the same model.
+    """A configuration that travelled along, where it describes the model, if need be with ours put over it.
 
-    It keeps what we do not know, such as ids of marks, and its `model_type` where that describes the same model.
+    So it keeps what we do not know, such as ids of marks. Of another model it is not used.
     """
-    kind = before.get("model_type")
-    if kind != described.get("model_type"):
-        names = ("model_type", "architectures")
-        other = {**before, **{name: value for name, value in described.items() if name not in names}}
-        if kind not in family.model_types or family.read(other) != family.read(described):
-            return dict(described)
-        described = {**described, **{name: before[name] for name in names if name in before}}
+    kept = {name: value for name, value in before.items() if name not in STALE}
+    if kept.get("model_type") == described.get("model_type"):
+        kept |= {name: described[name] for name in ("architectures",) if name in described}
+        candidates = [kept, over(kept, described)]
+    else:
+        candidates = [kept] if kept.get("model_type") in family.model_types else []
+    wanted = family.read(described)
+    return next((candidate for candidate in candidates if reads_as(candidate, family, wanted)), dict(described))
 
-    def over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-        nested = {name: over(old[name], new[name]) for name in new if _both(old, new, name)}
-        marks = {name: old[name] for name in MARKS if name in old}
-        return {**old, **new, **nested, **marks}
 
-    gone = ("torch_dtype", "quantization_config", "_name_or_path")
-    return {name: value for name, value in over(before, described).items() if name not in gone}
+STALE = ("torch_dtype", "quantization_config", "_name_or_path")
+"""Fields that say how the weights were stored before."""
+
+
+def over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new fields over the old ones, inside the parts too; marks stay as they were."""
+    nested = {name: over(old[name], new[name]) for name in new if _both(old, new, name)}
+    return {**old, **new, **nested, **{name: old[name] for name in MARKS if name in old}}
 
 
 def _both(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> bool:
-    return name.endswith("_config") and isinstance(old.get(name), dict) and isinstance(new[name], dict)
+    return name.endswith(("_config", "_cfg")) and isinstance(old.get(name), dict) and isinstance(new[name], dict)
+
+
+def reads_as(found: Mapping[str, Any], family: Family, wanted: Any) -> bool:
+    """Whether a configuration file describes that model; one that cannot be read does not."""
+    try:
+        return family.read(found) == wanted
+    except InputError:
+        return False
 
 
 def copy_files(files: Path | None, to: Path, names: tuple[str, ...]) -> None:

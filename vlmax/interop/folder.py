@@ -1,8 +1,8 @@
 """A model of ours in a folder: what `python -m vlmax.convert` makes of a foreign checkpoint.
 
-    model.json            our configuration, and what the model was made from
-    params.safetensors    our arrays by path, in several files where they are large
-    foreign/              files that came along and go with it again: tokenizer, config.json, generation_config.json
+model.json            our configuration, and what the model was made from
+params.safetensors    our arrays by path, in several files where they are large
+foreign/              files that came along and go with it again: tokenizer, config.json, generation_config.json
 """
 
 from __future__ import annotations
@@ -72,4 +72,6 @@ def read(path: Path) -> tuple[Any, dict[str, Stored]]:
     if not dataclasses.is_dataclass(config):
         raise InputError(f"reading {path / FILE}: its model is no configuration; convert the model anew")
     index = path / f"{PARAMS}.safetensors.index.json"
-    return config, safetensors.read_sharded(index) if index.is_file() else safetensors.read(path / f"{PARAMS}.safetensors")
+    if index.is_file():
+        return config, safetensors.read_sharded(index)
+    return config, safetensors.read(path / f"{PARAMS}.safetensors")

@@ -1,8 +1,8 @@
 """Layouts: how one array lies in another, written as `"D H K = (H K) D"` and read in both directions.
 
-At the left are the dimensions of our array, at the right those of the foreign one; parentheses join dimensions. A number
-at the right is a dimension of that size which ours lacks: 1, or, as the 3 of `"D H K = (3 H K) D"`, that of several
-arrays in one, of which `part` says which is ours.
+At the left are the dimensions of our array, at the right those of the foreign one; parentheses join dimensions. A
+number at the right is a dimension of that size which ours lacks: 1, or, as the 3 of `"D H K = (3 H K) D"`, that of
+several arrays in one, of which `part` says which is ours.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Fitted:
         letters = [letter for group in self.right for letter in group]
         array = foreign.reshape([self._size(letter) for letter in letters])
         index = tuple(slice(None) if not letter.isdigit() else 0 if letter == "1" else self.part for letter in letters)
-        return array[index], [letter for letter in letters if not letter.isdigit()]
+        return array[(*index, ...)], [letter for letter in letters if not letter.isdigit()]
 
     def _size(self, letter: str) -> int:
         return int(letter) if letter.isdigit() else self.sizes[letter]

@@ -92,23 +92,21 @@ def rotary(found: Json) -> Rotary:
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling: LinearScaling | LLaMA3Scaling | None = None
     if kind == "linear":
-        scaling = LinearScaling(float(rope["factor"]))
+        scaling = LinearScaling(float(field(rope, "factor")))
     elif kind == "llama3":
         before = rope.get("original_max_position_embeddings", field(found, "max_position_embeddings"))
-        scaling = LLaMA3Scaling(*(float(rope[name]) for name in ("factor", *LLAMA3_FIELDS)), before)
+        low, high = field(rope, "low_freq_factor"), field(rope, "high_freq_factor")
+        scaling = LLaMA3Scaling(float(field(rope, "factor")), float(low), float(high), before)
     elif kind != "default":
         raise InputError(f"config.json: rope_type is {kind!r}; vlmax knows default, linear and llama3")
     return Rotary(float(theta), scaling)
-
-
-LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor")
 
 
 def write(config: LLaMA) -> dict[str, Any]:
     """config.json."""
     kind = "qwen2" if config.qkv_bias else "llama" if config.window is None else "mistral"
     name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[kind]
-    windows = {
+    windows: dict[str, dict[str, Any]] = {
         "llama": {"attention_bias": False, "mlp_bias": False},
         "mistral": {"sliding_window": config.window},
         "qwen2": {

@@ -83,7 +83,7 @@ def open_model(
     path = Path(path)
     if trained.is_run(path):
         if changes:
-            raise InputError(f"reading {path}: a run's model is as it was trained; {', '.join(changes)} cannot be changed")
+            raise InputError(f"reading {path}: of a run's model, {', '.join(changes)} cannot be changed")
         return trained.open_run(path)
     if folder.is_model(path):
         config, tensors = folder.read(path)
@@ -113,7 +113,8 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     fields = [field.name for field in dataclasses.fields(config)]
     for name in changes:
         if name not in fields:
-            raise InputError(f"changing the model: {type(config).__name__} has no field {name!r}; {nearest(name, fields)}")
+            kind = type(config).__name__
+            raise InputError(f"changing the model: {kind} has no field {name!r}; {nearest(name, fields)}")
     return dataclasses.replace(config, **changes)
 
 
@@ -127,6 +128,6 @@ def check_same(name: str, tensor: Stored, other_name: str, other: Stored) -> Non
         differ = any(tensor.rows(*end).tobytes() != other.rows(*end).tobytes() for end in ends)
     if differ:
         raise InputError(
-            f"reading weights: the configuration says that {name} is {other_name} (tied), but the checkpoint holds both and "
-            "they differ; set `tie_word_embeddings` to false in config.json if they are two"
+            f"reading weights: the configuration says that {name} is {other_name} (tied), but the checkpoint holds "
+            "both and they differ; set `tie_word_embeddings` to false in config.json if they are two"
         )

@@ -53,7 +53,7 @@ class Outline:
 
     def variables(self, arrays: dict[str, Array]) -> dict[str, PyTree]:
         """The arrays as a module takes them: `{"params": ..., "batch_stats": ...}`."""
-        paths = {tuple([self.collections[path], *path.split("/")]): array for path, array in arrays.items()}
+        paths = {(self.collections[path], *path.split("/")): array for path, array in arrays.items()}
         return unflatten_dict(paths)
 
 

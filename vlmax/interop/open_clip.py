@@ -18,6 +18,7 @@ from vlmax.interop.tensors import Tensors
 from vlmax.models.encoders.resnet import ModifiedResNet, ResNet
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
+from vlmax.models.layers.mlp import Activation
 from vlmax.systems.clip import CLIP, Softmax
 
 # D width, H heads, K head width, F feed-forward width, T positions, V vocabulary, E joint space, y x c of a patch.
@@ -85,11 +86,6 @@ def rows(config: CLIP) -> tuple[Row, ...]:
     )
 
 
-def letters(config: CLIP) -> dict[str, int]:
-    """The letters of a patch."""
-    return patch_sizes(config.image) if isinstance(config.image, ViT) else {}
-
-
 def read(found: Json) -> CLIP:
     """Our configuration, of open_clip_config.json."""
     model = field(found, "model_cfg")
@@ -97,7 +93,7 @@ def read(found: Json) -> CLIP:
     for part in (vision, text):
         for name in set(part) - set(SIZES):
             only(part, name, PLAIN.get(name, (None, False)), None)
-    act = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    act: Activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     embed, layers, width = field(model, "embed_dim"), field(vision, "layers", 12), field(vision, "width", 768)
     image: ViT | ModifiedResNet
     if isinstance(layers, list):
@@ -126,7 +122,7 @@ def read(found: Json) -> CLIP:
         activation=act,
     )
     pixels = found.get("preprocess_cfg", {})
-    normal = {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
+    normal: dict[str, Any] = {name: tuple(pixels[name]) for name in ("mean", "std") if name in pixels}
     return CLIP(image=image, text=text_encoder, embed=embed, image_projection=isinstance(image, ViT), **normal)
 
 
@@ -177,7 +173,13 @@ def vision(config: CLIP) -> dict[str, Any]:
         cannot(not config.image_projection, "a projection after a ResNet", "open_clip")
         head = image.width // image.heads
         layers = list(image.depths)
-        return {"image_size": image.image, "layers": layers, "width": image.stem, "head_width": head, "patch_size": None}
+        return {
+            "image_size": image.image,
+            "layers": layers,
+            "width": image.stem,
+            "head_width": head,
+            "patch_size": None,
+        }
     assert isinstance(image, ViT)
     cannot(image.pool == "class" and image.positions == "learned", "an image encoder without class token", "open_clip")
     cannot(image.pre_norm and image.final_norm and config.image_projection, "this image encoder", "open_clip")
@@ -222,7 +224,7 @@ def described(tensors: Tensors) -> dict[str, Any]:
             },
         }
     except (KeyError, IndexError) as error:
-        raise InputError(f"reading OpenAI's CLIP: there is no tensor {error}; these weights are of another model") from None
+        raise InputError(f"reading OpenAI's CLIP: there is no tensor {error}; they are of another model") from None
     return {"model_cfg": model}
 
 
@@ -261,7 +263,7 @@ FAMILY = Family(
     read=read,
     write=write,
     rows=rows,
-    sizes=letters,
+    sizes=patch_sizes,
     renamed=RENAMED,
     left_out=LEFT_OUT,
     written=batches_tracked,

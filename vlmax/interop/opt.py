@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlmax.interop.family import Family, Json, cannot, field, only
-from vlmax.interop.table import Row, linear, norm, under
+from vlmax.interop.table import LeftOut, Row, linear, norm, under
 from vlmax.models.decoders.opt import OPT
 
 # D width, E width of the tokens' vectors, H heads, K head width, F feed-forward width, T positions, V vocabulary.
@@ -89,5 +89,6 @@ FAMILY = Family(
     sizes=lambda config: {"V": config.vocab},
     arguments=lambda config: {"inputs": np.zeros((1, 1), np.int32)},
     renamed=((r"^decoder\.", "model.decoder."),),
+    left_out=(LeftOut(r"model\.decoder\.version"),),  # of the files that OPT was published in first
     same={"lm_head.weight": "model.decoder.embed_tokens.weight"},
 )

@@ -9,23 +9,28 @@ from typing import Any
 from vlmax.errors import InputError, nearest
 from vlmax.interop.loading import Opened, open_model
 from vlmax.interop.trained import Trained
+from vlmax.models.lora import of_adapter
 
-NO_MATTER = ("remat", "unroll", "dropout", "drop_path", "patch_keep", "init", "dtype", "vocab_multiple", "lock_image")
-"""Fields that change neither what parameters there are nor what they compute in evaluation."""
+NO_MATTER = (
+    *("remat", "unroll", "dropout", "drop_path", "patch_keep", "init", "layer_scale", "dtype", "vocab_multiple"),
+    *("lock_image", "objective", "kv_heads", "head_dim", "decoder_depth", "token_width"),
+)
+"""Fields that do not change what parameters compute in evaluation, or whose None is a number that shapes tell."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """The parameters of a part of the system come from a checkpoint.
 
-    Every parameter of the part must be in the checkpoint, every one of the checkpoint in the part, and both must compute
-    the same, so that no weight runs under another activation or with other heads in silence.
+    Every parameter of the part must be in the checkpoint, every one of the checkpoint in the part, and both must
+    compute the same, so that no weight runs under another activation or with other heads in silence. Adapters (LoRA)
+    that the checkpoint does not have begin anew.
     """
 
     path: str
     """What `vlmax.load` takes: a folder of Hugging Face or OpenCLIP, of `vlmax.convert`, or of a run."""
     part: str = ""
-    """The part that is filled, as its parameters' paths begin: `image` is all of `image/...`; empty: the whole system."""
+    """The part that is filled, as its parameters' paths begin: `image` is `image/...`; empty: the whole system."""
     take: str = ""
     """The part of the checkpoint that goes there, named likewise; empty: the whole of it."""
     family: str | None = None
@@ -57,14 +62,18 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
     Raises:
       InputError: the checkpoint cannot be read, or is not of the part's model.
     """
-    opened = open_model(init.path, init.family)
+    try:
+        opened = _open(init, system)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
     config = opened.config
     for name in filter(None, init.take.split("/")):
         config = getattr(config, name, None)
     wanted = _inside(init.part, shapes, f"{field}.part")
     given = _inside(init.take, opened.outline.shapes(), f"{field}.take")
-    problems = [f"  {path} {list(shape)} is not in the checkpoint" for path, shape in wanted.items() if path not in given]
-    problems += [f"  {path} {list(shape)} is not in the system" for path, shape in given.items() if path not in wanted]
+    wanted = {path: shape for path, shape in wanted.items() if path in given or not of_adapter(path)}
+    problems = [f"  {path} {list(wanted[path])} is not in the checkpoint" for path in wanted if path not in given]
+    problems += [f"  {path} {list(given[path])} is not in the system" for path in given if path not in wanted]
     problems += [
         f"  {path} is {list(shape)} in the system and {list(given[path])} in the checkpoint"
         for path, shape in wanted.items()
@@ -80,6 +89,15 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
             + f"\nmake the system's fields those of the checkpoint, or change {field}.part or {field}.take"
         )
     return Plan(opened, {_join(init.part, path): _join(init.take, path) for path in wanted})
+
+
+def _open(init: Pretrained, system: Any) -> Opened | Trained:
+    """The checkpoint, its vocabulary padded as the system's is; that of a run is as it was trained."""
+    opened = open_model(init.path, init.family)
+    mine = _nearest(system, opened.config)
+    if isinstance(opened, Opened) and hasattr(mine, "vocab_multiple"):
+        return open_model(init.path, init.family, {"vocab_multiple": mine.vocab_multiple})
+    return opened
 
 
 def _join(prefix: str, path: str) -> str:
@@ -100,28 +118,36 @@ def _differences(system: Any, config: Any) -> list[str]:
     """How the system's configuration of that kind of model differs from the checkpoint's; [] where one does not."""
     if config is None:
         return []
-    candidates = [_changed(mine, config) for mine in _of_type(system, type(config))]
-    if not candidates:
+    mine = _nearest(system, config)
+    if mine is None:
         return [f"  the checkpoint holds a {type(config).__name__}, and the system has none"]
-    return min(candidates, key=len)
+    return _changed(mine, config, type(config).__name__)
 
 
-def _changed(mine: Any, config: Any) -> list[str]:
-    names = [field.name for field in dataclasses.fields(config) if field.name not in NO_MATTER]
+def _nearest(system: Any, config: Any) -> Any:
+    """The system's configuration of that kind of model that differs least; None where there is none."""
+    candidates = list(_of_type(system, type(config)))
+    return min(candidates, key=lambda mine: len(_changed(mine, config, "")), default=None)
+
+
+def _changed(mine: Any, theirs: Any, where: str) -> list[str]:
+    """The fields that differ and matter, all the way down."""
+    if not dataclasses.is_dataclass(mine) or type(mine) is not type(theirs):
+        return [] if mine == theirs else [f"  {where} is {mine!r} in the system and {theirs!r} in the checkpoint"]
     return [
-        f"  {type(config).__name__}.{name} is {getattr(mine, name)!r} in the system and {getattr(config, name)!r} in the "
-        "checkpoint"
-        for name in names
-        if not _same(getattr(mine, name), getattr(config, name))
+        line
+        for name in (field.name for field in dataclasses.fields(mine))
+        if not _harmless(name, getattr(mine, name), getattr(theirs, name))
+        for line in _changed(getattr(mine, name), getattr(theirs, name), f"{where}.{name}")
     ]
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal but for what does not matter, all the way down."""
-    if not dataclasses.is_dataclass(a) or type(a) is not type(b):
-        return a == b
-    names = [field.name for field in dataclasses.fields(a) if field.name not in NO_MATTER]
-    return all(_same(getattr(a, name), getattr(b, name)) for name in names)
+def _harmless(name: str, mine: Any, theirs: Any) -> bool:
+    """Whether a field may differ; where the shapes of parameters depend on it, those tell."""
+    if name == "context":
+        return mine <= theirs  # within the positions that were trained
+    size_of_images = name == "image" and not dataclasses.is_dataclass(mine)
+    return name in NO_MATTER or size_of_images
 
 
 def _of_type(value: Any, kind: type) -> Iterator[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,12 +17,16 @@ from vlmax.interop.layout import Fitted
 from vlmax.interop.table import Place, Shapes
 from vlmax.interop.tensors import DTYPES, Stored
 
-PIECE_BYTES = 1 << 25
-"""What is mapped from a file at a time."""
-ROWS = 64
-"""Rows that are turned into columns at a time: their cache lines stay in a core's cache meanwhile."""
+PIECE_BYTES = 1 << 23
+"""What is mapped from a file at a time; it stays in the processor's cache until every shard has its part."""
+GROUP_BYTES = 1 << 29
+"""Shards of one array that are filled together take so much, or there is one alone."""
+ROWS, COLUMNS = 256, 512
+"""A block that is turned at a time; it stays in a core's cache meanwhile."""
 
 Index = tuple[slice, ...]
+Part = tuple[np.ndarray, Index]
+"""Memory, and which part of our array belongs there."""
 
 
 def arrays(
@@ -59,69 +65,86 @@ def _array(
     dtype: np.dtype,
     pool: concurrent.futures.Executor,
 ) -> jax.Array:
-    """One array: a shard is filled, put on the devices that hold it, and let go of, before the next."""
+    """One array: a few shards are filled, put on the devices that hold them, and let go of, before the next."""
     on: dict[Any, tuple[Index, list[jax.Device]]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         whole = tuple(slice(*part.indices(size)) for part, size in zip(index or (), shape, strict=True))
         key = tuple((part.start, part.stop) for part in whole)
         on.setdefault(key, (whole, []))[1].append(device)
     shards = []
-    for index, devices in on.values():
-        values = _shard(own, stored, index, dtype, pool)
-        for i, device in enumerate(devices):
-            # Each device its own memory: a step that donates it would else write into that of the others.
-            shards.append(jax.block_until_ready(jax.device_put(values if i == 0 else values.copy(), device)))
+    size = math.prod(sharding.shard_shape(shape)) * dtype.itemsize
+    for first, last in _pieces(0, len(on), max(1, GROUP_BYTES // max(1, size))):
+        group = list(on.values())[first:last]
+        filled = _shards(own, stored, [index for index, _ in group], dtype, pool)
+        for (_, devices), values in zip(group, filled, strict=True):
+            for i, device in enumerate(devices):
+                # Each device its own memory: a step that donates it would else write into that of the others.
+                shards.append(jax.block_until_ready(jax.device_put(values if i == 0 else values.copy(), device)))
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def _shard(
-    own: Sequence[Place], stored: Mapping[str, Stored], index: Index, dtype: np.dtype, pool: concurrent.futures.Executor
-) -> np.ndarray:
-    """The values of one shard; what is padding is zero."""
-    values = aligned_zeros(tuple(part.stop - part.start for part in index), dtype)
+def _shards(
+    own: Sequence[Place],
+    stored: Mapping[str, Stored],
+    indices: Sequence[Index],
+    dtype: np.dtype,
+    pool: concurrent.futures.Executor,
+) -> list[np.ndarray]:
+    """The values of some shards; what is padding is zero."""
+    shards = [zeros(tuple(part.stop - part.start for part in index), dtype) for index in indices]
     jobs = []
     for place in own:
-        if place.layer is None:
-            jobs.append(pool.submit(fill, values, stored[place.foreign], place.fitted, index))
-        elif index[0].start <= place.layer < index[0].stop:
-            target = values[place.layer - index[0].start, ...]
-            jobs.append(pool.submit(fill, target, stored[place.foreign], place.fitted, index[1:]))
+        parts: list[Part] = []
+        for index, values in zip(indices, shards, strict=True):
+            if place.layer is None:
+                parts.append((values, index))
+            elif index[0].start <= place.layer < index[0].stop:
+                parts.append((values[place.layer - index[0].start, ...], index[1:]))
+        if parts:
+            jobs.append(pool.submit(fill, parts, stored[place.foreign], place.fitted))
     for job in jobs:
         job.result()
-    return values
+    return shards
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros at an address that JAX on a CPU takes over without a copy."""
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros at an address that JAX on a CPU takes over without a copy, in large pages where the kernel has such."""
+    count = math.prod(shape)
+    if not count:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-def fill(target: np.ndarray, tensor: Stored, fitted: Fitted, index: Index) -> None:
-    """Writes the part `index` of our array, for one layer, into `target`; beyond the tensor it stays as it is."""
-    stored = DTYPES[tensor.dtype]
-    # As bare bits where nothing is converted: NumPy copies dtypes that are not its own slowly, and in one thread.
-    bits = np.dtype(f"u{stored.itemsize}") if target.dtype == stored else None
-    target = target if bits is None else target.view(bits)
+def fill(parts: Sequence[Part], tensor: Stored, fitted: Fitted) -> None:
+    """Writes parts of our array, for one layer, into their memory; beyond the tensor it stays as it is."""
     rows = fitted.rows() if fitted.simple else None
     if rows is None:
-        found = fitted.own(tensor.values())[tuple(index)]
-        target[tuple(slice(size) for size in found.shape)] = found if bits is None else found.view(bits)
+        whole = fitted.own(tensor.values())
+        for target, index in parts:
+            found = whole[(*index, ...)]
+            _copy(target[(*(slice(size) for size in found.shape), ...)], found, (0,), 0)
         return
     letter, begin, step = rows
-    axis = [group[0] for group in fitted.left].index(letter)
-    end = min(index[axis].stop, fitted.sizes[letter])
+    letters = [group[0] for group in fitted.left]
+    axis = letters.index(letter)
     alone = _alone(fitted)
-    row_bytes = max(1, tensor.size // max(1, tensor.shape[0])) * stored.itemsize * step
-    for start, stop in _pieces(index[axis].start, end, max(1, PIECE_BYTES // row_bytes)):
+    order = [letters.index(other) for group in alone.right for other in group if not other.isdigit()]
+    low = min(index[axis].start for _, index in parts)
+    high = min(max(index[axis].stop for _, index in parts), fitted.sizes[letter])
+    row_bytes = max(1, tensor.size // max(1, tensor.shape[0])) * DTYPES[tensor.dtype].itemsize * step
+    for start, stop in _pieces(low, high, max(1, PIECE_BYTES // row_bytes)):
         piece = dataclasses.replace(alone, sizes={**fitted.sizes, letter: stop - start})
-        found = piece.own(tensor.rows(begin + start * step, begin + stop * step))
-        found = found[tuple(slice(None) if i == axis else part for i, part in enumerate(index))]
-        where = [slice(size) for size in found.shape]
-        where[axis] = slice(start - index[axis].start, stop - index[axis].start)
-        _copy(target[tuple(where)], found if bits is None else found.view(bits), axis)
+        whole = piece.own(tensor.rows(begin + start * step, begin + stop * step))
+        for target, index in parts:
+            first, last = max(start, index[axis].start), min(stop, index[axis].stop)
+            if first < last:
+                found = whole[(*index[:axis], slice(first - start, last - start), *index[axis + 1 :])]
+                where = [slice(size) for size in found.shape]
+                where[axis] = slice(first - index[axis].start, last - index[axis].start)
+                _copy(target[tuple(where)], found, order, len(alone.right[0]))
 
 
 def _alone(fitted: Fitted) -> Fitted:
@@ -135,11 +158,36 @@ def _pieces(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, stop)
 
 
-def _copy(target: np.ndarray, source: np.ndarray, axis: int) -> None:
-    """Copies and converts; where `axis` is outermost in the source but not in the target, a few rows at a time."""
-    if axis == 0:
+def _copy(target: np.ndarray, source: np.ndarray, order: Sequence[int], outer: int) -> None:
+    """Copies and converts, block by block where the two do not lie alike.
+
+    Args:
+      target: ours.
+      source: the same dimensions.
+      order: of them in the source's memory.
+      outer: how many of those make rows there.
+    """
+    if target.dtype == source.dtype:
+        # As bare bits: NumPy copies dtypes that are not its own slowly, and in one thread.
+        bits = np.dtype(f"u{source.itemsize}")
+        target, source = target.view(bits), source.view(bits)
+    if order[0] == 0:
         target[...] = source
         return
-    before = (slice(None),) * axis
-    for start, stop in _pieces(0, source.shape[axis], ROWS):
-        target[(*before, slice(start, stop))] = source[(*before, slice(start, stop))]
+    sizes = [source.shape[axis] for axis in order]
+    rows, columns = max(1, ROWS // math.prod(sizes[1:outer])), max(1, COLUMNS // math.prod(sizes[outer + 1 :]))
+    for row in _pieces(0, sizes[0], rows):
+        for column in _pieces(0, sizes[outer], columns):
+            block = [slice(None)] * source.ndim
+            block[order[0]], block[order[outer]] = slice(*row), slice(*column)
+            target[tuple(block)] = _gathered(source[tuple(block)], order)
+
+
+def _gathered(block: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The same values close together, in the same order in memory."""
+    *outer, inner = (block.shape[i] for i in order)
+    bits = np.dtype(f"u{block.itemsize}")
+    # Rows that begin a power of two apart would drive each other out of the cache.
+    memory = np.empty((*outer, inner + 64 // block.itemsize), bits)[..., :inner]
+    memory[...] = block.view(bits).transpose(order)
+    return memory.view(block.dtype).transpose(np.argsort(order))

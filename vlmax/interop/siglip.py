@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vlmax.interop.clip import (
+    BARE_TEXT,
+    BARE_VISION,
     LAYER,
+    POSITION_IDS,
     TEXT,
     image_argument,
     patch_sizes,
@@ -16,7 +19,7 @@ from vlmax.interop.clip import (
     write_sizes,
 )
 from vlmax.interop.family import IMAGE_FILES, Family, Json, cannot, field
-from vlmax.interop.table import LeftOut, Row, linear, norm, under
+from vlmax.interop.table import Row, linear, norm, under
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
 from vlmax.systems.clip import CLIP, Sigmoid
@@ -146,7 +149,6 @@ def write_whole(config: CLIP) -> dict[str, Any]:
     }
 
 
-POSITION_IDS = LeftOut(r"(vision_model|text_model)\.embeddings\.position_ids")
 FAMILIES = (
     Family(
         name="siglip",
@@ -155,7 +157,7 @@ FAMILIES = (
         read=read_whole,
         write=write_whole,
         rows=WHOLE,
-        sizes=lambda config: patch_sizes(config.image),
+        sizes=patch_sizes,
         left_out=(POSITION_IDS,),
         files=(*Family.files, *IMAGE_FILES),
     ),
@@ -168,6 +170,7 @@ FAMILIES = (
         rows=VISION,
         sizes=patch_sizes,
         arguments=image_argument,
+        renamed=BARE_VISION,
         left_out=(POSITION_IDS,),
         files=("config.json", *IMAGE_FILES),
     ),
@@ -179,6 +182,7 @@ FAMILIES = (
         write=write_text,
         rows=TEXT_AND_HEAD,
         arguments=text_argument,
+        renamed=BARE_TEXT,
         left_out=(POSITION_IDS,),
     ),
 )

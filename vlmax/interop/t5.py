@@ -61,7 +61,9 @@ ROWS = (
     Row("vocabulary/output", "lm_head.weight", "D V = V D"),
 )
 FIRST = tuple(
-    Row(row.own, row.foreign.replace(".wi_1.", ".wi."), row.layout) for row in ROWS if not row.own.endswith("gate/kernel")
+    Row(row.own, row.foreign.replace(".wi_1.", ".wi."), row.layout)
+    for row in ROWS
+    if not row.own.endswith("gate/kernel")
 )
 """The same with one matrix into the feed-forward part (v1.0)."""
 

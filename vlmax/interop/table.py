@@ -151,27 +151,34 @@ def check(
         elif rule.reason:
             skipped.setdefault(rule.reason, []).append(name)
     missing = [name for name in wanted if name not in names]
-    problems = [
-        f"  {name} {list(wanted[name].fitted.foreign_shape)} is not there, so that {_own(wanted[name])} stays empty; "
-        f"{_nearest(name, unused or list(names))}"
-        for name in missing
-    ]
-    problems += [
-        f"  {name} {list(tensors[names[name]].shape)} belongs to nothing in the model; {_nearest(name, missing)}"
-        for name in unused
-    ]
-    for name, place in wanted.items():
-        if name in names and tensors[names[name]].shape != place.fitted.foreign_shape:
-            problems.append(_shapes_differ(name, place, tensors[names[name]].shape))
-    if problems:
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+    shapes = {name: tensors[names[name]].shape for name in (*wanted, *unused) if name in names}
+    misfits = [name for name in wanted if name in names and shapes[name] != wanted[name].fitted.foreign_shape]
+    if problems := len(missing) + len(unused) + len(misfits):
+        lines = [
+            *(_missing(name, wanted[name], unused or list(names)) for name in missing[:SHOWN]),
+            *(
+                f"  {name} {list(shapes[name])} belongs to nothing in the model; {_nearest(name, missing)}"
+                for name in unused[:SHOWN]
+            ),
+            *(_shapes_differ(name, wanted[name], shapes[name]) for name in misfits[:SHOWN]),
+        ]
         raise InputError(
             f"reading {what}: its tensors are not those of the model that its configuration describes:\n"
-            + "\n".join(problems[:20])
-            + more
+            + "\n".join(lines)
+            + (f"\n  and {problems - len(lines)} more" if problems > len(lines) else "")
             + "\nmake weights and config.json agree"
         )
     return [f"{reason}: {_several(names_)}" for reason, names_ in skipped.items()]
+
+
+SHOWN = 20
+"""Problems of each kind that an error lists."""
+
+
+def _missing(name: str, place: Place, others: Sequence[str]) -> str:
+    """What an array of ours lacks."""
+    shape = list(place.fitted.foreign_shape)
+    return f"  {name} {shape} is not there, so that {_own(place)} stays empty; {_nearest(name, others)}"
 
 
 def _shapes_differ(name: str, place: Place, shape: tuple[int, ...]) -> str:

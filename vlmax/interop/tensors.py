@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,18 +50,26 @@ class Stored:
         return math.prod(self.shape)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows of the first dimension, mapped from the file: only what is looked at is read."""
-        inner = math.prod(self.shape[1:])
+        """Rows of the first dimension, mapped from the file; the kernel begins to read them."""
         shape, dtype = (stop - start, *self.shape[1:]), DTYPES[self.dtype]
-        if not math.prod(shape):
-            return np.empty(shape, dtype)
-        return np.memmap(self.path, dtype, "r", self.offset + start * inner * dtype.itemsize, shape)
+        return self._mapped(start * math.prod(self.shape[1:]), math.prod(shape), dtype).reshape(shape)
 
     def values(self) -> np.ndarray:
         """The whole tensor, mapped from the file."""
-        if not self.shape:
-            return np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, (1,))[0]
-        return self.rows(0, self.shape[0])
+        return self._mapped(0, self.size, DTYPES[self.dtype]).reshape(self.shape)
+
+    def _mapped(self, start: int, count: int, dtype: np.dtype) -> np.ndarray:
+        """Values from the one at `start` on, one after the other."""
+        if not count:
+            return np.empty(0, dtype)
+        begin = self.offset + start * dtype.itemsize
+        before = begin % mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as file:
+            pages = mmap.mmap(
+                file.fileno(), before + count * dtype.itemsize, access=mmap.ACCESS_READ, offset=begin - before
+            )
+        pages.madvise(mmap.MADV_WILLNEED)
+        return np.frombuffer(pages, dtype, count, before)
 
 
 Tensors = Mapping[str, Stored]
@@ -71,8 +80,8 @@ def check_floating(tensors: Tensors) -> None:
     wrong = [f"{name} ({stored.dtype})" for name, stored in tensors.items() if not is_floating(stored.dtype)]
     if wrong:
         raise InputError(
-            f"reading weights: {len(wrong)} tensors are not float32, float16, bfloat16 or float64, the first {wrong[0]}; "
-            "a checkpoint in fewer bits cannot be read: take the one that it was made from"
+            f"reading weights: {len(wrong)} tensors are not float32, float16, bfloat16 or float64, the first "
+            f"{wrong[0]}; a checkpoint in fewer bits cannot be read: take the one that it was made from"
         )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from vlmax.data.tokenizers import ByteBpe, SentencePiece, Tokenizer, TokenizerConfig, TokenizerJson, WordPiece
+from vlmax.data.tokenizers.tokenizer import FastTokenizer
 from vlmax.errors import InputError
 from vlmax.interop.families import read_json
 
@@ -47,11 +50,9 @@ def tokenizer_config(folder: Path) -> TokenizerConfig | None:
 def _pieces(folder: Path, name: str, options: dict[str, Any]) -> SentencePiece:
     extra = options.get("extra_ids", 100 if name == "spiece.model" and options.get("eos_token") == "</s>" else 0)
     added = _read(folder / "added_tokens.json")
-    names = tuple(sorted((token for token in added if not token.startswith("<extra_id_")), key=lambda token: added[token]))
-    pad = None if name == "spiece.model" else 0
-    return SentencePiece(
-        str(folder / name), pad, extra_ids=extra, added=names, marks=True, legacy=options.get("legacy", True) is not False
-    )
+    names = (token for token in sorted(added, key=lambda token: added[token]) if not token.startswith("<extra_id_"))
+    pad, legacy = None if name == "spiece.model" else 0, options.get("legacy", True) is not False
+    return SentencePiece(str(folder / name), pad, extra_ids=extra, added=tuple(names), marks=True, legacy=legacy)
 
 
 def _options(folder: Path) -> dict[str, Any]:
@@ -68,6 +69,52 @@ def _text(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
+def write(config: TokenizerConfig, folder: Path) -> str | None:
+    """Writes the files that `tokenizer_config` reads; none where they cannot say what it does, and gives the reason."""
+    if isinstance(config, SentencePiece):
+        return _write_pieces(config, folder)
+    tokenizer = config.open()
+    if not isinstance(tokenizer, FastTokenizer) or tokenizer.clean is not None:
+        return f"what {type(config).__name__} does with a text has no place in a tokenizer.json; take the model's own"
+    tokenizer.fast.save(str(folder / "tokenizer.json"))
+    ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad_id}
+    marks = {name: tokenizer.fast.id_to_token(i) for name, i in ids.items() if i is not None}
+    _write_options(folder, {"tokenizer_class": "PreTrainedTokenizerFast", **marks})
+    return None
+
+
+def _write_pieces(config: SentencePiece, folder: Path) -> str | None:
+    t5 = config.extra_ids > 0
+    readable = SentencePiece(
+        config.path, None if t5 else 0, 100 if t5 else 0, added=config.added, marks=True, legacy=config.legacy
+    )
+    if config != readable:
+        return f"transformers has no tokenizer like {config}; take the model's own"
+    shutil.copyfile(config.path, folder / ("spiece.model" if t5 else "tokenizer.model"))
+    marks = {"bos_token": "<s>", "pad_token": "<unk>"} if not t5 else {"pad_token": "<pad>"}
+    kind = "T5Tokenizer" if t5 else "LlamaTokenizer"
+    options = {"tokenizer_class": kind, "eos_token": "</s>", "unk_token": "<unk>", "legacy": config.legacy}
+    _write_options(folder, {**options, **marks})
+    if config.added:
+        names = config.open().names  # type: ignore[attr-defined]
+        (folder / "added_tokens.json").write_text(json.dumps({token: names[token] for token in config.added}))
+    return None
+
+
+def _write_options(folder: Path, options: dict[str, Any]) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def marks(folder: Path) -> dict[str, int]:
+    """Ids of the marks, named as config.json names them, of the tokenizer in a folder; {} where there is none."""
+    config = tokenizer_config(folder)
+    if config is None:
+        return {}
+    tokenizer = config.open()
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad_id}
+    return {name: i for name, i in ids.items() if i is not None}
+
+
 def check_tokenizer(tokenizer: Tokenizer, config: Any, where: Path) -> None:
     """Raises InputError where ids pass the model's embeddings: a tokenizer of another model."""
     if hasattr(config, "check_tokenizer"):
@@ -75,6 +122,6 @@ def check_tokenizer(tokenizer: Tokenizer, config: Any, where: Path) -> None:
     vocab = getattr(config, "vocab", None)
     if vocab is not None and tokenizer.vocab_size > vocab:
         raise InputError(
-            f"opening the tokenizer in {where}: it has {tokenizer.vocab_size} ids and the model embeds {vocab}: it belongs "
-            "to another model, or tokens were added to it; take the model's own"
+            f"opening the tokenizer in {where}: it has {tokenizer.vocab_size} ids and the model embeds {vocab}: it "
+            "belongs to another model, or tokens were added to it; take the model's own"
         )

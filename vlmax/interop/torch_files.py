@@ -1,8 +1,8 @@
 """Torch's own files (`.bin`, `.pt`, `.pth`), read without torch and without unpickling.
 
 Such a file is a zip whose `data.pkl` says in pickle's language how to build the tensors, and whose other members are
-their bytes. That language can call any function; here it is only read: numbers, strings, lists, dictionaries and tensors
-are understood, a call of anything else is refused, nothing is ever run.
+their bytes. That language can call any function; here it is only read: numbers, strings, lists, dictionaries and
+tensors are understood, a call of anything else is refused, nothing is ever run.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def read(path: Path) -> dict[str, Stored]:
         return {name: _stored(path, members, folder, name, view) for name, view in tensors_of(found).items()}
     except Refused as error:
         raise InputError(
-            f"reading {path}: it holds more than weights: {error}; nothing of it was run. Take a safetensors file, or one "
-            "that holds a state dictionary alone"
+            f"reading {path}: it holds more than weights: {error}; nothing of it was run. Take a safetensors file, or "
+            "one that holds a state dictionary alone"
         ) from None
     except zipfile.BadZipFile:
         raise InputError(
@@ -126,7 +126,7 @@ def _stored(path: Path, members: Mapping[str, zipfile.ZipInfo], folder: str, nam
     info = members[f"{folder}data/{view.storage.key}"]
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"the bytes of {name} are compressed")
-    strides = tuple(math.prod(view.shape[i + 1 :]) for i in range(len(view.shape)))
+    strides = [math.prod(list(view.shape[i + 1 :])) for i in range(len(view.shape))]
     differ = any(a != b for a, b, size in zip(view.strides, strides, view.shape, strict=True) if size > 1)
     if differ and math.prod(view.shape):
         raise ValueError(f"the tensor {name} {list(view.shape)} is not contiguous: its strides are {view.strides}")
@@ -184,6 +184,7 @@ def build(program: bytes) -> Any:
         del stack[len(stack) - count :]
         return items
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(program):
         code = opcode.name
         if code in ("PROTO", "FRAME"):

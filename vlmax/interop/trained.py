@@ -1,4 +1,7 @@
-"""A model out of a run's directory: the newest checkpoint's parameters, its moving average where the run has one."""
+"""A model out of a run's directory: the newest checkpoint's parameters, its moving average where the run has one.
+
+Of a language model that learned through adapters it is the plain model, the adapters merged into their kernels.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from vlmax.described import rebuilt
+from vlmax.described import known, rebuilt
 from vlmax.errors import InputError
 from vlmax.interop.families import of_config, read_json
 from vlmax.interop.family import Family
 from vlmax.interop.model import Outline, outline
+from vlmax.models import lora
 from vlmax.sharding.rules import Rules
 from vlmax.systems.language_model import LanguageModel
 
@@ -33,6 +38,8 @@ class Trained:
     Attributes:
       state: the folder of the state.
       stored: path of an array -> path in the state, and its dtype.
+      tokenizer: the run's, where it is one of vlmax's own.
+      adapters: path of a kernel -> its adapter's arrays in the state, by name: path and shape.
     """
 
     config: Any
@@ -43,6 +50,7 @@ class Trained:
     files: Path
     tokenizer: Any = None
     notes: tuple[str, ...] = ()
+    adapters: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]] = dataclasses.field(default_factory=dict)
 
     def arrays(
         self, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None, rules: Rules = ()
@@ -56,18 +64,24 @@ class Trained:
     ) -> dict[str, jax.Array]:
         """See `loading.Opened.read`."""
         shapes = self.outline.shapes()
-        wanted = {
-            self.stored[path][0]: jax.ShapeDtypeStruct(
-                shapes[path], self.stored[path][1] if dtypes is None else dtypes[path], sharding=sharding
-            )
-            for path, sharding in shardings.items()
-        }
+        kinds = {path: self.stored[path][1] if dtypes is None else np.dtype(dtypes[path]) for path in shardings}
+        wanted: dict[str, jax.ShapeDtypeStruct] = {}
+        for path, sharding in shardings.items():
+            kind = np.dtype(np.float32) if path in self.adapters else kinds[path]
+            wanted[self.stored[path][0]] = jax.ShapeDtypeStruct(shapes[path], kind, sharding=sharding)
+            for place, shape in self.adapters.get(path, {}).values():
+                wanted[place] = jax.ShapeDtypeStruct(shape, np.float32, sharding=_whole(sharding))
         item = unflatten_dict(wanted, sep="/")
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             restore_args = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
             found = flatten_dict(reader.restore(self.state, args=args), sep="/")
-        return {path: found[self.stored[path][0]] for path in shardings}
+        arrays = {path: found[self.stored[path][0]] for path in shardings}
+        for path in self.adapters.keys() & shardings.keys():
+            adapter = {name: found[place] for name, (place, _) in self.adapters[path].items()}
+            merged = jax.jit(lora.merge, out_shardings={"kernel": shardings[path]})
+            arrays[path] = merged({"kernel": arrays[path], lora.NAME: adapter})["kernel"].astype(kinds[path])
+        return arrays
 
     def dtype(self) -> np.dtype:
         """What most arrays are stored as."""
@@ -99,8 +113,10 @@ def open_run(path: Path) -> Trained:
     shape = outline(config, family)
     leaves = flatten_dict(found, sep="/")
     stored = {name: _place(name, shape, leaves, state) for name in shape.boxed}
-    tokenizer = experiment.get("data", {}).get("preprocess", {}).get("tokenizer")
-    return Trained(config, family, shape, state, stored, path, rebuilt(tokenizer))
+    tokenizer = experiment.get("data", {}).get("preprocess", {}).get("tokenizer") or {}
+    tokenizer = None if known(tokenizer.get("type")) is None else rebuilt(tokenizer)
+    adapters = {name: adapter for name in stored if (adapter := _adapter(name, shape, leaves))}
+    return Trained(config, family, shape, state, stored, path, tokenizer, adapters=adapters)
 
 
 def _place(name: str, shape: Outline, leaves: Mapping[str, Any], state: Path) -> tuple[str, np.dtype]:
@@ -116,3 +132,19 @@ def _place(name: str, shape: Outline, leaves: Mapping[str, Any], state: Path) ->
                 )
             return path, np.dtype(leaves[path].dtype)
     raise InputError(f"reading {state}: it has no {name}; restore the experiment.json that the run was started with")
+
+
+def _adapter(kernel: str, shape: Outline, leaves: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The arrays in the state of the adapter beside a kernel; {} where there is none, or the model knows of it."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in ("a", "b", "alpha"):
+        path = f"{kernel.removesuffix('kernel')}{lora.NAME}/{name}"
+        places = [f"{place}/{path}" for place in PLACES if f"{place}/{path}" in leaves and path not in shape.boxed]
+        if places:
+            found[name] = (places[0], tuple(leaves[places[0]].shape))
+    return found
+
+
+def _whole(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """On the same devices, not split."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding

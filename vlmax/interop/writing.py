@@ -58,8 +58,8 @@ def on_host(array: Array, layer: int | None) -> np.ndarray:
     whole = array.sharding
     if isinstance(whole, NamedSharding):
         whole = NamedSharding(whole.mesh, PartitionSpec())
-    pick = _layer if layer is not None else _all
-    return np.asarray(jax.jit(pick, out_shardings=whole if isinstance(whole, NamedSharding) else None)(array, layer or 0))
+    pick = jax.jit(_all if layer is None else _layer, out_shardings=whole if isinstance(whole, NamedSharding) else None)
+    return np.asarray(pick(array, layer or 0))
 
 
 def _layer(array: Array, layer: int) -> Array:

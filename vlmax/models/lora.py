@@ -106,6 +106,11 @@ class LoRA:
         return {**node, NAME: adapter}
 
 
+def of_adapter(path: str) -> bool:
+    """Whether a parameter is an adapter's, by its path."""
+    return f"/{NAME}/" in f"/{path}"
+
+
 def merge(params: Params) -> dict[str, Any]:
     """The parameters with every adapter added to its kernel, in float32 and then in the kernel's dtype, and removed.
 

@@ -27,6 +27,8 @@ from vlmax.models.decoders.llama import LLaMA
 from vlmax.models.decoders.opt import OPT
 from vlmax.models.decoders.t5 import T5
 from vlmax.models.layers.axes import mesh_axes
+from vlmax.models.lora import LoRA
+from vlmax.models.projections import noted
 from vlmax.objectives.language import next_token_loss
 from vlmax.objectives.language_device import IGNORED, Axes
 from vlmax.objectives.token_scores import token_scores
@@ -124,6 +126,9 @@ class LanguageModel:
     """Tokens whose logits are in memory at a time; see `next_token_loss`."""
     dtype: str = "bfloat16"
     """What the decoder computes in; parameters and loss are float32."""
+    lora: LoRA | None = None
+    """Adapters on some projections; nothing else trains then. The rest starts from a checkpoint: `init` of an
+    experiment."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
@@ -141,9 +146,11 @@ class LanguageModel:
         return {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name, size in self.text.inputs().items()}
 
     def init(self, rng: PRNGKeyArray, batch: Batch) -> tuple[Params, Carried]:
-        """Fresh boxed parameters of the decoder; nothing is carried."""
+        """Fresh boxed parameters of the decoder, with its adapters; nothing is carried."""
         inputs, options = self.text.call(batch)
-        return self._module().init(rng, *inputs, **options)["params"], {}
+        with noted() as projections:
+            params = self._module().init(rng, *inputs, **options)["params"]
+        return (params if self.lora is None else self.lora.add(jax.random.fold_in(rng, 1), params, projections)), {}
 
     def counts(self, batch: Batch) -> Float[Array, ""]:
         """How many tokens of the batch are learned; at least 1."""
@@ -194,8 +201,8 @@ class LanguageModel:
             )
 
     def locked(self) -> tuple[str, ...]:
-        """The system keeps nothing fixed itself."""
-        return ()
+        """With adapters, all that is none."""
+        return () if self.lora is None else (LoRA.BASE,)
 
     def flops_per_example(self) -> Mapping[str, float]:
         """Forward FLOPs of one row."""

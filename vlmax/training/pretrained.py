@@ -39,7 +39,7 @@ def plans(init: Sequence[Pretrained], system: Any, abstract: TrainState) -> list
 
 
 def start(state: TrainState, found: Sequence[Plan]) -> TrainState:
-    """The state with the values of the checkpoints, laid out and stored as they were; the moving average begins there."""
+    """The state with the checkpoints' values, laid out and stored as before; the moving average begins there."""
     if not found:
         return state
     places = held(state)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vlmax
-from vlmax.described import resolved
+from vlmax.described import refreshed, resolved
 from vlmax.errors import InputError
 from vlmax.experiment import Experiment
 
@@ -109,7 +109,7 @@ def check_same_run(workdir: Path, experiment: Experiment, accept_changes: bool) 
         raise InputError(
             f"{workdir} belongs to experiment {name!r}, not {experiment.name!r}; name another directory with --workdir"
         )
-    changed = differences(old, resolved(experiment))
+    changed = differences(refreshed(old), resolved(experiment))
     if changed and not accept_changes:
         lines = "\n".join(f"  {path}: {was!r} -> {now!r}" for path, (was, now) in changed.items())
         raise InputError(

@@ -70,6 +70,9 @@ def _vocabulary(path: str) -> dict[str, int]:
         raise wrong_file(path, "ByteBpe.vocab", "a vocab.json", error) from None
     if not isinstance(found, dict) or not all(isinstance(i, int) for i in found.values()) or len(found) < 256:
         raise wrong_file(path, "ByteBpe.vocab", "a vocab.json", "it is not a mapping from 256 tokens or more to ids")
+    if "a</w>" in found:
+        reason = "its words end in </w>, as CLIP's do, which ClipBpe or TokenizerJson opens"
+        raise wrong_file(path, "ByteBpe.vocab", "a vocab.json of GPT-2's kind", reason)
     return found
 
 

@@ -15,7 +15,7 @@ from vlmax.data.tokenizers.tokenizer import FastTokenizer, Tokenizer, read, wron
 
 CLIP_MERGES = 49_152 - 256 - 2
 CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>")
-# U+0345 is no letter, but its capital is one: under IGNORECASE, Python's regex drops it from symbols, and so from a text.
+# U+0345 is no letter, but its capital is one: ignoring case, Python's regex drops it from symbols, and so from a text.
 CLIP_WORDS = r"(?i:<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
 

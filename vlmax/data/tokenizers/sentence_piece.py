@@ -111,9 +111,10 @@ class PieceTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids before the first end mark; added tokens are left out."""
+        """The text of the ids before the first end mark; marks, `<unk>` and added tokens are left out."""
+        size, unknown = len(self.processor), self.processor.unk_id()
         kept = before_end(ids, self.bos, self.eos)
-        return self.processor.decode([i for i in kept if i < len(self.processor)])
+        return self.processor.decode([i for i in kept if i < size and i != unknown])
 
 
 def _without_prefix(data: bytes) -> sentencepiece.SentencePieceProcessor:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vlmax.models.layers.attention import Mask, attention
 from vlmax.models.layers.axes import constrain, parameter
-from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, of_all_layers
 from vlmax.models.layers.dense import Dense
 from vlmax.models.layers.distances import distance_bias
 from vlmax.models.layers.mlp import MLP
@@ -106,12 +106,14 @@ def in_turn(config: T5, depth: int, *options: Any) -> Callable[..., Any]:
     """One layer after the other, with parameters of `layer_by_layer`; nothing is recomputed."""
 
     def run(carry, known, inputs):
+        x, cache = carry
+        caches: list[Any] = [None] * depth if cache is None else cache.by_layer()
         outputs = []
         for i in range(depth):
             layer = T5Layer(config, *options, name=f"layers_{i}")
-            carry, output = layer(carry, jax.tree.map(lambda x, i=i: x[i], known), inputs)
+            (x, caches[i]), output = layer((x, caches[i]), jax.tree.map(lambda x, i=i: x[i], known), inputs)
             outputs.append(output)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+        return (x, None if cache is None else of_all_layers(caches)), jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
     return run
 

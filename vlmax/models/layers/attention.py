@@ -18,13 +18,10 @@ from vlmax.models.layers.axes import constrain
 from vlmax.models.layers.cache import KeysValues
 from vlmax.models.layers.dense import Dense
 from vlmax.models.layers.embeddings import Angles, apply_rotary
+from vlmax.models.layers.kernels import WEIGHTS
 
 # Finite, so that a row without any visible key has no NaN; such rows come out as zeros.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-
-
-# The attention weights under this name are what the remat policy `dots` keeps of attention, instead of the scores.
-WEIGHTS = "attention_weights"
 
 
 @functools.partial(

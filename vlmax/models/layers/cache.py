@@ -1,14 +1,17 @@
 """Keys and values of the tokens read so far, kept so that the next token costs one token's work.
 
 All layers lie in one array, which the loop over layers hands on as its carry and updates in place; as outputs of the
-loop they would be copied whole at every token. The rows of a batch share their slots: prompts of unequal length are
-padded at the left, and the padding's slots count for nobody.
+loop they would be copied whole at every token. Layers that run without a loop (`layer_by_layer`) have an array each: a
+CPU would else copy them out of the one, which costs more than all attention. Slots lie within heads, as products read
+them. The rows of a batch share their slots: prompts of unequal length are padded at the left, and the padding's slots
+count for nobody.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,6 +34,9 @@ class KeysValues(NamedTuple):
     values: Float[Array, "*layers B S Hkv K"]
 
 
+Kept = Float[Array, "layers B Hkv S K"] | tuple[Float[Array, "1 B Hkv S K"], ...]
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["keys", "values", "valid", "index", "cross", "context_segments"],
@@ -38,10 +44,11 @@ class KeysValues(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What a decoder has read. A pytree; all its shapes stay as they are from token to token.
+    """What a decoder has read. A pytree; all its shapes stay as they are from token to token after the first call.
 
     Attributes:
-      keys, values: of every layer and slot; zeros where nothing was written yet.
+      keys, values: of every layer and slot; zeros where nothing was written yet. `[layers, B, Hkv, S, K]`, or once
+        layers without a loop have written, `[1, B, Hkv, S, K]` of each.
       valid: the segment id of each slot's token, as `Mask` has it: 0 for padding and what is not filled yet, else 1
         unless documents are packed.
       index: how many slots are filled.
@@ -49,8 +56,8 @@ class Cache:
       context_segments: the context's segment ids, where the first call gave some.
     """
 
-    keys: Float[Array, "layers B S Hkv K"]
-    values: Float[Array, "layers B S Hkv K"]
+    keys: Kept
+    values: Kept
     valid: Int[Array, "B S"]
     index: Int[Array, ""]
     cross: KeysValues | None = None
@@ -60,14 +67,14 @@ class Cache:
     def empty(cls, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: DTypeLike) -> Cache:
         """A cache of `slots` tokens per row with nothing in it."""
         # Two arrays, not one twice, so that a step may be given the cache to overwrite ("donated").
-        keys, values = (laid_out(jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype)) for _ in range(2))
+        keys, values = (laid_out(jnp.zeros((layers, batch, kv_heads, slots, head_dim), dtype)) for _ in range(2))
         valid = constrain(jnp.zeros((batch, slots), jnp.int32), "batch", None)
         return cls(keys, values, valid, jnp.zeros((), jnp.int32))
 
     @property
     def slots(self) -> int:
         """S, the tokens that a row has room for."""
-        return self.keys.shape[2]
+        return self.valid.shape[1]
 
     def admit(self, segments: Int[Array, "B T"]) -> Cache:
         """The cache that knows the next T tokens' segments; their keys and values come with the layers.
@@ -93,8 +100,8 @@ class CacheInLoop(NamedTuple):
       layer: whose turn it is.
     """
 
-    keys: Float[Array, "layers B S Hkv K"]
-    values: Float[Array, "layers B S Hkv K"]
+    keys: Kept
+    values: Kept
     index: Int[Array, ""]
     layer: Int[Array, ""]
 
@@ -102,16 +109,31 @@ class CacheInLoop(NamedTuple):
         """Writes the layer's new tokens; returns the cache for the next layer, and all slots of this one."""
 
         def written(kept, added):
-            start = (self.layer, 0, self.index, 0, 0)
-            return laid_out(jax.lax.dynamic_update_slice(kept, added[None].astype(kept.dtype), start))
+            added = added.swapaxes(1, 2)[None].astype(kept.dtype)
+            return laid_out(jax.lax.dynamic_update_slice(kept, added, (self.layer, 0, 0, self.index, 0)))
 
         def own(kept):
-            return jax.lax.dynamic_index_in_dim(kept, self.layer, keepdims=False).astype(new.keys.dtype)
+            return jax.lax.dynamic_index_in_dim(kept, self.layer, keepdims=False).swapaxes(1, 2).astype(new.keys.dtype)
 
         keys, values = written(self.keys, new.keys), written(self.values, new.values)
         return CacheInLoop(keys, values, self.index, self.layer + 1), KeysValues(own(keys), own(values))
 
+    def by_layer(self) -> list[CacheInLoop]:
+        """A cache for each layer, where they do not hand on one."""
 
-def laid_out(kept: Float[Array, "layers B S Hkv K"]) -> Float[Array, "layers B S Hkv K"]:
+        def apart(kept):
+            return kept if isinstance(kept, tuple) else [kept[i : i + 1] for i in range(len(kept))]
+
+        layers = zip(apart(self.keys), apart(self.values), strict=True)
+        return [CacheInLoop(keys, values, self.index, jnp.zeros((), jnp.int32)) for keys, values in layers]
+
+
+def of_all_layers(caches: Sequence[CacheInLoop]) -> CacheInLoop:
+    """What `by_layer` took apart, as a cache has it whose layers run without a loop."""
+    keys, values = (tuple(getattr(cache, name) for cache in caches) for name in ("keys", "values"))
+    return CacheInLoop(keys, values, caches[0].index, jnp.int32(len(caches)))
+
+
+def laid_out(kept: Float[Array, "layers B Hkv S K"]) -> Float[Array, "layers B Hkv S K"]:
     """Rows over the devices of the batch, heads over those of the heads, slots whole."""
-    return constrain(kept, None, "batch", None, "act_kv_heads", "act_head_dim")
+    return constrain(kept, None, "batch", "act_kv_heads", None, "act_head_dim")

@@ -11,7 +11,8 @@ kernel cannot express goes to XLA's products, in silence, for the numbers are th
 | lengths | multiples of 128, queries whole on a device | even |
 | dtype | any | bfloat16, float16; heads up to 128 wide, by 8 |
 
-A kernel never has the scores [Tq, Tk] in memory, in the forward or the backward pass.
+Splash attention never has an array of [Tq, Tk] in memory, in the forward or the backward pass; cuDNN gets one of
+[B, 1, Tq, Tk] where the mask is more than causal or a window, and none of [B, H, Tq, Tk].
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 Kernel = Literal["xla", "splash", "cudnn"]
 VARIABLE = "VLMAX_ATTENTION"
+
+WEIGHTS = "attention_weights"
+"""What the remat policy `dots` keeps of attention, instead of the scores; of splash attention, its result and sums."""
 
 _LANES = 128  # splash attention takes whole lanes of tokens
 _BLOCKS = (512, 384, 256, 128)  # tokens of a block, the first that divides the length: the smaller ones cost time
@@ -134,7 +138,12 @@ def _splash_on_device(q, k, v, *segments, causal: bool, window: int | None, inte
         block_kv_dq=keys,
     )
     run = library.make_splash_mha(
-        library.MultiHeadMask([mask] * q.shape[2]), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        library.MultiHeadMask([mask] * q.shape[2]),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=WEIGHTS,
+        interpret=interpret,
     )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     if segments:
@@ -155,7 +164,7 @@ def _fits_cudnn(q: Array, k: Array, bias: Any) -> bool:
 
 
 def _library(q: Array, k: Array, v: Array, mask: Mask, implementation: Literal["cudnn", "xla"]) -> Array:
-    """`jax.nn.dot_product_attention` of scaled queries; only a plain causal mask or window spares it the full square."""
+    """`jax.nn.dot_product_attention` of scaled queries; a mask that is more than causal or a window is made dense."""
     plain = mask.query_segments is None and mask.prefix_length is None and mask.offset is None
     return jax.nn.dot_product_attention(
         q,

@@ -19,10 +19,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vlmax.errors import InputError
-from vlmax.models.layers.attention import WEIGHTS, Attention, Mask
+from vlmax.models.layers.attention import Attention, Mask
 from vlmax.models.layers.axes import constrain, parameter
-from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, of_all_layers
 from vlmax.models.layers.embeddings import Angles, Rotary
+from vlmax.models.layers.kernels import WEIGHTS
 from vlmax.models.layers.mlp import MLP, Activation
 from vlmax.models.layers.norms import NormKind, norm
 
@@ -377,11 +378,13 @@ def in_turn(config: Transformer, *options: Any) -> Run:
     """One layer after the other, with parameters of `layer_by_layer`; nothing is recomputed."""
 
     def run(carry, own, inputs):
+        x, cache = carry
+        caches: list[Any] = [None] * config.depth if cache is None else cache.by_layer()
         outputs = []
         for i in range(config.depth):
             layer = Layer(config, *options, name=f"layers_{i}")
-            carry, output = layer(carry, jax.tree.map(lambda x, i=i: x[i], own), inputs)
+            (x, caches[i]), output = layer((x, caches[i]), jax.tree.map(lambda x, i=i: x[i], own), inputs)
             outputs.append(output)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+        return (x, None if cache is None else of_all_layers(caches)), jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
     return run

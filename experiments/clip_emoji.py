@@ -12,8 +12,9 @@ Training: noto, fluent3d and fluentflat, captions with up to four keywords. Test
 caption and pixels are theirs alone; retrieval both ways, and zero-shot classification over the names of 98 subgroups.
 Hardware: two CPU cores. Time and scores, beside those of a PyTorch CLIP given the same: docs/performance.md.
 
-Model FLOPs an example are at most those of a ViT of 6 layers (width 192, patch 16) with a text encoder of 3 layers
-(width 192, 16 tokens): the text encoder has one layer less, and there is no class token.
+The image encoder is a small ResNet: of 5,000 pictures it learns what carries over to another style in a quarter of
+the steps that a ViT needs. Model FLOPs an example are about half of those of that PyTorch CLIP (a ViT of 6 layers,
+width 192, patch 16; a text encoder of 3 layers, width 192, 16 tokens): a CPU does convolutions at a slower rate.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from vlmax.data.tokenizers import Tokenizer, TrainedBpe
 from vlmax.evaluation.retrieval import Retrieval
 from vlmax.evaluation.zero_shot import ZeroShot
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
+from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.text import TextEncoder
-from vlmax.models.encoders.vit import ViT
 from vlmax.systems.clip import CLIP
 from vlmax.training.optimizers import AdamW, Optimizer
 from vlmax.training.schedules import Cosine
@@ -65,7 +66,7 @@ def get_config(variant: str = "base") -> Experiment:
     return Experiment(
         name="clip_emoji",
         system=CLIP(
-            image=ViT(image=SIZE, patch=16, width=192, depth=6, heads=3, mlp=768, pool="mean", drop_path=0.1, unroll=6),
+            image=ResNet(stem=24, depths=(1, 1, 1, 1), image=SIZE),
             text=TextEncoder(
                 width=192, depth=2, heads=3, mlp=768, vocab=VOCAB, context=LENGTH, unroll=2, causal=False, pool="mean"
             ),
@@ -77,9 +78,10 @@ def get_config(variant: str = "base") -> Experiment:
             AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2),
             Cosine(peak=1e-3, warmup_steps=100),
             clip_norm=1.0,
+            lr_multipliers=(("image/.*", 8.0),),  # as in clip_shapes
         ),
-        steps=1200,
-        ema_decay=0.998,
+        steps=860,
+        ema_decay=0.99,
         evaluation_image=image,
         evaluations=(
             ZeroShot(test, label="subgroup", templates=("{}",)),

@@ -138,7 +138,7 @@ def weighted_values(
 ) -> Float[Array, "B Hkv R Tq K"]:
     """softmax(q k^T + bias) v over the visible keys; `blind_rows`: some query may see none, and gets zeros.
 
-    The backward pass keeps q, k, v and the weights, in their dtype (no forward-mode derivative).
+    The backward pass keeps q, k, v, the weights and the output, in their dtype (no forward-mode derivative).
     """
     return _weighted_values_forward(q, k, v, bias, visible, blind_rows)[0]
 
@@ -153,14 +153,17 @@ def _weighted_values_forward(q, k, v, bias, visible, blind_rows):
     if visible is not None and blind_rows:
         weights = jnp.where(visible, weights, 0.0)
     weights = checkpoint_name(weights.astype(v.dtype), WEIGHTS)
-    return jnp.einsum("bgrqs,bgsk->bgrqk", weights, v), (q, k, v, bias, weights)
+    out = jnp.einsum("bgrqs,bgsk->bgrqk", weights, v)
+    return out, (q, k, v, bias, weights, out)
 
 
 def _weighted_values_backward(blind_rows, saved, g):
     # By hand: a twentieth of a small CLIP's step on a CPU, and in bfloat16 half the memory of what autodiff keeps.
-    q, k, v, bias, weights = saved
+    q, k, v, bias, weights, out = saved
     dweights = jnp.einsum("bgrqk,bgsk->bgrqs", g, v, preferred_element_type=jnp.float32)
-    dscores = weights * (dweights - jnp.sum(dweights * weights, axis=-1, keepdims=True))
+    # The sum over keys of weights * dweights is that over the head's width of g * out, which are at hand.
+    mean = jnp.sum(g * out, axis=-1, keepdims=True, dtype=jnp.float32)
+    dscores = weights * (dweights - mean)
     dbias = None
     if bias is not None:
         spread = tuple(i for i, size in enumerate(bias.shape) if size == 1)

@@ -33,8 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     """The front door."""
     flags = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     with exit_codes():
+        import jax
+
         from vlmax.interop.converting import convert
 
+        jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a model may be larger than one device
         for line in convert(flags.source, flags.to, flags.format, flags.family, flags.dtype, int(flags.shard_gb * 1e9)):
             print(line)
 

@@ -122,6 +122,13 @@ def test_gpt2_gives_the_reference_ids(vectors):
     assert tokenizer.decode([50256, *tokenizer.encode(" a  dog\n"), 50256, 50256]) == " a  dog\n"
 
 
+def test_white_space_of_the_text_stays_and_that_of_the_encoding_goes(tmp_path, trained):
+    plain = as_json(byte_bpe(gpt2, "gpt2"), "<|endoftext|>", tmp_path)
+    assert plain.decode(plain.encode(" a  dog\n")) == " a  dog\n"
+    ours = as_json(trained, "<pad>", tmp_path)
+    assert ours.decode(ours.encode("a dog")) == "a dog"
+
+
 def test_opt_gives_the_reference_ids(vectors):
     tokenizer = byte_bpe(opt, "opt")
     assert [[2, *tokenizer.encode(v["text"])] for v in vectors] == [v["opt"] for v in vectors]
@@ -336,7 +343,12 @@ def test_a_missing_file_is_named(config, field):
     assert config.path in str(error.value) and field in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", gzip.compress(b"one\ntwo three\n"), gzip.compress(b"\xff\xfe")])
+DAMAGED = gzip.compress(b"one")[:10] + b"\xff" * 20
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", gzip.compress(b"one\ntwo three\n"), gzip.compress(b"\xff\xfe"), DAMAGED]
+)
 def test_another_file_is_refused(content, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(content)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import re
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.decoding.tiny import MODELS, NEW, PROMPTS, V, greedy, logits_after, parameters
+from tests.models.test_transformer import RULES
 from vlmax.decoding import beam_search
 from vlmax.decoding.generate import generate
 from vlmax.decoding.settings import Generation, Marks
+from vlmax.models.layers.cache import Cache
 from vlmax.models.layers.layer_by_layer import layer_by_layer
 
 EOS = (3, 11, 30)
@@ -116,8 +123,8 @@ def test_beams_find_texts_that_are_likelier_than_the_greedy_one():
 
 def test_stop_strings_end_a_running_text():
     model, params, _ = built("llama")
-    pieces = [b"xy" if i in (4, 9) else b"z" for i in range(V)]
-    settings = Generation(max_new_tokens=NEW, beams=4, stop=("zx",))
+    pieces = [b"z" if i % 4 else b"xy" for i in range(V)]
+    settings = Generation(max_new_tokens=NEW, beams=4, length_penalty=0.0, stop=("zx",))
     found = generate(model, params, PROMPTS, settings, token_bytes=pieces).tokens
     for text in found:
         places = [i for i in range(1, len(text)) if pieces[text[i]] == b"xy" and pieces[text[i - 1]] == b"z"]
@@ -135,6 +142,23 @@ def test_the_penalty_on_seen_tokens_is_that_of_each_beam():
     settings = Generation(max_new_tokens=NEW, beams=3, repetition_penalty=1.5)
     found = generate(model, params, PROMPTS, settings, Marks(EOS)).tokens
     assert found == [slowly(penalised, prompt, settings, EOS)[1] for prompt in PROMPTS]
+
+
+def test_the_cache_is_reordered_within_each_prompt_and_device():
+    keys = np.random.default_rng(0).standard_normal((2, 4 * 3, 2, 5, 6)).astype(np.float32)
+    empty = Cache.empty(2, 4 * 3, 5, 2, 6, jnp.float32)
+    parents = np.array([[2, 0, 0], [1, 1, 1], [0, 1, 2], [2, 1, 0]], np.int32)
+    mesh = jax.make_mesh((2, 2, 2, 1), ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
+    layout = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), "tensor"))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        cache = dataclasses.replace(empty, keys=jax.device_put(keys, layout), values=jax.device_put(-keys, layout))
+        program = jax.jit(beam_search.reordered).lower(cache, parents).compile()
+        found = program(cache, parents)
+    rows = (parents + 3 * np.arange(4)[:, None]).ravel()
+    np.testing.assert_array_equal(found.keys, keys[:, rows])
+    np.testing.assert_array_equal(found.values, -keys[:, rows])
+    assert found.keys.sharding.is_equivalent_to(layout, 5)
+    assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", program.as_text())
 
 
 def test_few_programs_are_compiled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -139,12 +140,14 @@ def test_few_programs_are_compiled():
 
 
 def test_the_cache_is_updated_in_place():
-    model, params, _ = built("llama")
-    reader, (plan, knobs) = reader_of(model, 0), plan_and_knobs(GREEDY, ())
+    """Temporaries hold a layer of the cache at most a few times, and never all sixteen."""
+    config = dataclasses.replace(MODELS["llama"], depth=16)
+    params = parameters(config)
+    reader, (plan, knobs) = reader_of(config.build(), 0), plan_and_knobs(GREEDY, ())
     texts = loop.begin(reader, plan, 4096, params, padded(PROMPTS, V, 64, 64), knobs, None)
     compiled = loop.go_on.lower(reader, plan, params, texts, np.int32(5), knobs, None).compile()
     memory, size = compiled.memory_analysis(), texts.cache.keys.nbytes * 2
-    assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < 1.5 * size
+    assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 4
     kept = texts.cache.keys
     loop.go_on(reader, plan, params, texts, np.int32(5), knobs, None)
     assert kept.is_deleted()
@@ -171,6 +174,9 @@ def test_bfloat16_runs_and_caches_in_bfloat16():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     together = generate(model, low, PROMPTS, GREEDY).tokens
     assert [generate(model, low, [prompt], GREEDY).tokens[0] for prompt in PROMPTS] == together
+    start = functools.partial(reader_of(model, 0).start, slots=24)
+    _, cache = jax.eval_shape(start, low, padded(PROMPTS, V, 64, 64))
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -215,5 +221,7 @@ def test_beams_cannot_be_streamed_and_other_models_continue_nothing():
         generate(model, params, PROMPTS, Generation(stop=("a",)), token_bytes=[b""])
     with pytest.raises(InputError, match="causal=True"):
         generate(BERT(width=8, depth=1, heads=2, mlp=8, vocab=20, context=16).build(), {}, PROMPTS)
+    with pytest.raises(InputError, match="cross_width=None"):
+        generate(BERT(width=8, depth=1, heads=2, mlp=8, causal=True, cross_width=4).build(), {}, PROMPTS)
     with pytest.raises(InputError, match="no language model"):
         generate(nn.Dense(3), {}, PROMPTS)

@@ -21,7 +21,7 @@ MODELS = {
     "gpt2": GPT2(**SIZES),
     "opt": OPT(**SIZES),
     "bert": BERT(**SIZES, token_types=0, causal=True),
-    "t5": T5(width=24, depth=2, heads=3, head_dim=8, mlp=32, vocab=V, context=64, buckets=8, max_distance=9),
+    "t5": T5(width=24, depth=2, heads=4, head_dim=8, mlp=32, vocab=V, context=64, buckets=8, max_distance=9),
 }
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, V, length).tolist() for length in (5, 1, 12, 3)]

@@ -12,6 +12,7 @@ from tests.interop.models import LANGUAGE, MODELS, random_arrays, same
 from tests.interop.test_safetensors import sources
 from vlmax.errors import InputError
 from vlmax.interop import safetensors
+from vlmax.interop.converting import convert
 from vlmax.interop.exporting import export
 from vlmax.interop.loading import open_model
 from vlmax.models.decoders.bert import BERT
@@ -19,6 +20,7 @@ from vlmax.models.decoders.llama import LLaMA
 from vlmax.models.decoders.opt import OPT
 from vlmax.models.decoders.t5 import T5
 from vlmax.models.encoders.vit import ViT
+from vlmax.models.layers.embeddings import LinearScaling, Rotary
 from vlmax.systems.clip import CLIP, Sigmoid
 
 
@@ -155,19 +157,44 @@ def test_a_damaged_shard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "words"),
     [
-        {"hidden_act": "gelu"},
-        {"attention_bias": True},
-        {"mlp_bias": True},
-        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
-        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}},
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}},
+            "partial_rotary_factor is 0.5",
+        ),
     ],
 )
-def test_what_our_model_cannot_express(model, fields):
+def test_what_our_model_cannot_express(model, fields, words):
     configure(model, **fields)
-    (name,) = fields
-    refused(model, "config.json", {"rope_parameters": "ro"}.get(name, name))
+    refused(model, "config.json", words)
+
+
+def test_of_two_descriptions_the_one_counts_that_transformers_takes(model, tmp_path):
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    configure(model, rope_theta=5e5, rope_scaling=scaled, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    assert open_model(model).config.rotary == Rotary(5e5, LinearScaling(2.0))
+    _, config = MODELS["clip"]
+    export(tmp_path / "clip", config, random_arrays(config))
+    found = json.loads((tmp_path / "clip" / "config.json").read_text())
+    configure(tmp_path / "clip", text_config_dict={**found["text_config"], "hidden_act": "gelu"})
+    opened = open_model(tmp_path / "clip").config
+    assert (opened.text.activation, opened.image.activation) == ("gelu", "quick_gelu")
+
+
+@pytest.mark.parametrize("family", ["bert", "open_clip"])
+def test_a_family_that_is_another(model, tmp_path, family):
+    refused(model, "config.json says 'llama', and the family was given as", repr(family), family=family)
+    assert open_model(model, "llama").config == MODELS["llama"][1]
+    list(convert(model, tmp_path / "ours"))
+    refused(tmp_path / "ours", "it is of vlmax", repr(family), family=family)
+    (tmp_path / "ours" / "params.safetensors").unlink()
+    refused(tmp_path / "ours", "no weights, params.safetensors")
 
 
 def test_windows_in_some_layers(model):

@@ -54,6 +54,12 @@ def test_sharded_arrays_hold_the_same(name, mesh, tmp_path, monkeypatch):
     assert any(not array.sharding.is_fully_replicated for array in found.values())
 
 
+def test_every_device_has_its_own_memory(llama):
+    arrays = open_model(llama).arrays(Mesh(data=8).build())
+    places = [shard.data.unsafe_buffer_pointer() for array in arrays.values() for shard in array.addressable_shards]
+    assert len(set(places)) == len(places) == 8 * len(arrays)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_folder_of_ours_gives_the_same(name, tmp_path):
     _, config = MODELS[name]
@@ -100,6 +106,15 @@ def test_half_precision_computes_in_bfloat16(tmp_path):
     model, params, _ = vlmax.load(tmp_path / "model")
     assert model.dtype == jnp.bfloat16
     assert {array.dtype for array in jax.tree.leaves(params)} == {jnp.dtype(np.float16)}
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")  # JAX says it, too
+def test_double_precision_computes_in_float32(tmp_path):
+    _, config = MODELS["gpt2"]
+    export(tmp_path / "model", config, random_arrays(config, dtype=np.float64))
+    model, params, _ = vlmax.load(tmp_path / "model")
+    assert model.dtype == jnp.float32
+    assert {array.dtype for array in jax.tree.leaves(params)} == {jnp.dtype(np.float32)}
 
 
 def test_wrong_arguments(llama):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -73,5 +71,5 @@ def test_open_clip_names_of_a_text_tower(model):
         {name: (array.shape, array.dtype, lambda array=array: array) for name, array in renamed.items()},
     )
     opened = open_model(folder)
-    assert opened.config == dataclasses.replace(config)
+    assert opened.config == config
     same(opened.arrays(), arrays)

@@ -48,6 +48,15 @@ def test_half_precision_stays_as_it_is(dtype, tmp_path):
     same(open_model(tmp_path / "model").arrays(), arrays)
 
 
+def test_of_two_precisions_the_configuration_names_the_wider(tmp_path):
+    form, config = MODELS["llama"]
+    arrays = random_arrays(config, dtype=ml_dtypes.bfloat16)
+    arrays["vocabulary/output"] = arrays["vocabulary/output"].astype(np.float32)
+    export(tmp_path / "model", config, arrays, form=form)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float32"
+    same(open_model(tmp_path / "model").arrays(), arrays)
+
+
 def test_several_files(tmp_path):
     _, config = MODELS["llama"]
     arrays = random_arrays(config)

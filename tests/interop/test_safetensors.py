@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import functools
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from vlmax.errors import InputError
-from vlmax.interop import safetensors
+from vlmax.interop import safetensors, writing
 
 ARRAYS = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -83,6 +85,20 @@ def test_an_index(tmp_path):
     index = sharded(tmp_path)
     assert set(safetensors.read_sharded(index)) == set(ARRAYS)
     assert len(set(safetensors.weight_map(index).values())) > 1
+
+
+def test_every_process_makes_the_tensors_in_the_same_order(tmp_path, monkeypatch):
+    asked: dict[int, list[str]] = {0: [], 1: []}
+    for process, names in asked.items():
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+
+        def values(name, names=names):
+            names.append(name)  # where arrays lie on many hosts, all of them must take part in this
+            return ARRAYS[name]
+
+        tensors = {n: (array.shape, array.dtype, functools.partial(values, n)) for n, array in ARRAYS.items()}
+        writing.write(tmp_path, tensors, 40)
+    assert asked[0] == asked[1] and sorted(asked[0]) == sorted(ARRAYS)
 
 
 def edited(index, change):

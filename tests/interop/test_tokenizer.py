@@ -11,9 +11,10 @@ import vlmax
 from tests.interop.models import LANGUAGE, random_arrays
 from tests.shared import shared
 from vlmax.data.tokenizers import ByteBpe, ClipBpe, SentencePiece, TokenizerJson, WordPiece, train_bpe
+from vlmax.data.tokenizers.sentence_piece import PieceTokenizer
 from vlmax.errors import InputError
 from vlmax.interop.exporting import export
-from vlmax.interop.tokenizer import tokenizer_config, write
+from vlmax.interop.tokenizer import check_tokenizer, tokenizer_config, write
 from vlmax.models.decoders.llama import LLaMA
 
 
@@ -58,6 +59,15 @@ def test_pieces(tmp_path):
     files(tmp_path, options, tokenizer__model="", added_tokens__json='{"<b>": 32001, "<a>": 32000}')
     wanted = SentencePiece(str(tmp_path / "tokenizer.model"), 0, added=("<a>", "<b>"), marks=True, legacy=False)
     assert tokenizer_config(tmp_path) == wanted
+
+
+def test_added_tokens_with_other_ids_than_the_next_are_refused(tmp_path):
+    files(tmp_path, added_tokens__json='{"<image>": 32005}')
+    tokenizer = PieceTokenizer(None, 32001, 0, 1, 2, {"<image>": 32000})
+    with pytest.raises(InputError, match=r"'<image>' the id 32005, and vlmax would give it 32000"):
+        check_tokenizer(tokenizer, None, tmp_path)
+    tokenizer.names["<image>"] = 32005
+    check_tokenizer(tokenizer, None, tmp_path)
 
 
 def test_t5_pieces(tmp_path):

@@ -72,7 +72,7 @@ def test_its_moving_average_is_its_model(trained):
     wanted = arrays_of(dataclasses.replace(state, trainable=state.ema))
     same(opened.arrays(), wanted)
     same(opened.arrays(Mesh(data=1, fsdp=8).build()), wanted)
-    assert opened.dtype() != np.int32
+    assert opened.dtype() == np.float32  # the frozen text encoder's bfloat16 is of fewer arrays
 
 
 def test_it_is_exported(trained, tmp_path):

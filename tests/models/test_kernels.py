@@ -148,6 +148,23 @@ def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch):
     assert kernels.fused(*(x[:, :7] for x in half), Mask(), None) is None
 
 
+@pytest.mark.parametrize(
+    ("rules", "kv"),
+    [
+        ((("tokens", "there"),), KV),
+        ((("act_heads", "there"),), KV),
+        ((("act_heads", "there"), ("act_kv_heads", "there")), 1),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_what_a_mesh_takes_apart_goes_to_the_products(kernel, rules, kv, monkeypatch):
+    """Queries in pieces, and heads whose keys are elsewhere; cuDNN's partitioner refuses them."""
+    monkeypatch.setenv(kernels.VARIABLE, kernel)
+    mesh = jax.make_mesh((2,), ("there",), (AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        assert kernels.fused(*(x.astype(jnp.bfloat16) for x in arrays(kv)), Mask(), None) is None
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_a_program_for_a_gpu_calls_cudnn(name, monkeypatch):
     """As far as it goes without one: the library takes the arguments and puts its calls into the program."""

@@ -57,6 +57,7 @@ def continued(
     length = max(map(len, prompts))
     tokens, mask = torch.zeros(2, len(prompts), length, dtype=torch.long)
     for row, prompt in enumerate(prompts):
+        tokens[row] = prompt[0]  # transformers' repetition penalty takes padding for a part of the prompt
         tokens[row, length - len(prompt) :] = torch.tensor(prompt)
         mask[row, length - len(prompt) :] = 1
     seq2seq = model.config.is_encoder_decoder

@@ -26,7 +26,7 @@ from vlmax.models.layers.axes import constrain
 from vlmax.models.layers.cache import Cache, laid_out
 
 NEVER = -1.0e9
-"""The score of what must not win; large, but such that adding to it keeps an order. The reference's own value."""
+"""The score of what must not win: the reference's own value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,11 +257,12 @@ def repeated(cache: Cache, beams: int) -> Cache:
 
 def reordered(cache: Cache, parents: Int[Array, "B beams"]) -> Cache:
     """The cache of running texts that go on from others of the same prompt; what prompts alone say stays as it is."""
-    batch, beams = parents.shape
-    rows = (parents + beams * jnp.arange(batch)[:, None]).reshape(-1)
+    places = parents[None, :, :, None, None, None]
 
     def taken(x):
-        return laid_out(x.at[:, rows].get(mode="promise_in_bounds"))
+        # Prompt by prompt: as rows of one long list they would be sought on all devices.
+        texts = x.reshape(len(x), *parents.shape, *x.shape[2:])
+        return laid_out(jnp.take_along_axis(texts, places, axis=2, mode="promise_in_bounds").reshape(x.shape))
 
     keys, values = jax.tree.map(taken, (cache.keys, cache.values))
     return dataclasses.replace(cache, keys=keys, values=values)

@@ -85,7 +85,8 @@ def generate(
     beams = beam_plan(settings, plan)
     search = begin_search(reader, beams, slots, params, prompts, settled)
     best = finish_search(reader, beams, params, search, settled)
-    tokens, scores, lengths, _ = (np.asarray(x)[:, 0] for x in best.finished)
+    # `taken` may lie in pieces over the processes; the others are whole on each.
+    tokens, scores, lengths = (np.asarray(x)[:, 0] for x in best.finished[:3])
     return Generated(_cut(tokens, lengths, best.sound), scores.tolist())
 
 

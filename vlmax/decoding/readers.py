@@ -56,14 +56,15 @@ def reader_of(model: nn.Module, start: int) -> Reader:
       start: what the output of an encoder-decoder begins with.
 
     Raises:
-      InputError: the model sees what comes after a token, so that it continues nothing.
+      InputError: the model sees what comes after a token, or needs more than a text, so that it continues nothing.
     """
     config: Any = getattr(model, "config", None)
     if isinstance(config, T5):
         return EncoderDecoder(model, start)
-    if isinstance(config, BERT) and not (config.causal and config.predicts):
+    if isinstance(config, BERT) and not (config.causal and config.predicts and config.cross_width is None):
         raise InputError(
-            "generation: this BERT cannot continue a text; it needs causal=True and predicts=True in its configuration"
+            "generation: this BERT cannot continue a text by itself; it needs causal=True, predicts=True and "
+            "cross_width=None in its configuration"
         )
     if not hasattr(config, "empty_cache"):
         raise InputError(f"generation: {type(model).__name__} is no language model; give one of vlmax/models/decoders")

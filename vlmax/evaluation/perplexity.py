@@ -50,7 +50,7 @@ class Perplexity:
 
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` as `check` does, and where nothing is learned."""
-        self.check(context.mesh)
+        features.check_batch_size(self.name, self.batch_size, context.mesh)
         where = f"evaluation {self.name!r}"
         source = first(self.source, self.limit, where)
         read = self.preprocess.features()

@@ -47,6 +47,10 @@ class Retrieval:
 
     def check(self, mesh: Mesh) -> None:
         """Opens the source; raises `InputError` for sizes or a prompt that do not fit."""
+        self._check_settings(mesh)
+        first(self.source, self.limit, f"evaluation {self.name!r}").open()
+
+    def _check_settings(self, mesh: Mesh) -> None:
         where = f"evaluation {self.name!r}"
         if self.captions < 1 or self.prompt.count("{}") != 1:
             raise InputError(
@@ -54,11 +58,10 @@ class Retrieval:
                 "give the prompt one {} for it"
             )
         features.check_batch_size(self.name, self.batch_size, mesh)
-        first(self.source, self.limit, where).open()
 
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` as `check` does."""
-        self.check(context.mesh)
+        self._check_settings(context.mesh)
         where = f"evaluation {self.name!r}"
         captioned = CaptionedImage(context.image, context.tokenize, self.captions, self.prompt)
 

@@ -56,7 +56,7 @@ class ZeroShot:
 
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` for labels, templates or sizes that do not fit."""
-        self.check(context.mesh)
+        features.check_batch_size(self.name, self.batch_size, context.mesh)
         where = f"evaluation {self.name!r}"
         source = first(self.source, self.limit, where)
         labels = self.labels or self.class_names or _labels_of(source.open(), self.label, where)

@@ -40,7 +40,7 @@ def load(
         `python -m vlmax.convert` wrote, or the directory of a run of `python -m vlmax.train`.
       mesh: as `vlmax.sharding.mesh.Mesh(...).build()` gives it; without one all is on the first device.
       dtype: of the parameters and of what the model computes in, float32 or bfloat16. None: parameters as they are
-        stored, and bfloat16 for computing unless they are float32.
+        stored, and bfloat16 for computing unless they are wider.
       family: `open_clip` or `openai`, where the folder does not say it by itself.
       **changes: fields of the model's configuration to change, such as `vocab_multiple=128` or `remat="full"`.
 
@@ -58,7 +58,7 @@ def load(
     tokenizer = None if described is None else described.open()
     if tokenizer is not None:
         check_tokenizer(tokenizer, opened.config, opened.files)
-    computing = dtype or ("float32" if opened.dtype() == jnp.float32 else "bfloat16")
+    computing = dtype or ("float32" if opened.dtype().itemsize > 2 else "bfloat16")
     variables = opened.outline.variables(opened.arrays(mesh, dtype))
     if isinstance(opened.config, System):
         return changed(opened.config, {"dtype": computing}), variables, tokenizer

@@ -65,6 +65,11 @@ def open_checkpoint(path: Path, family: str | None = None) -> Checkpoint:
         )
     found = read_json(path / CONFIG)
     known = of_model_type(found, path / CONFIG)
+    if family not in (None, *known.model_types):
+        raise InputError(
+            f"reading {path}: its config.json says {found['model_type']!r}, and the family was given as {family!r}; "
+            "give none, or the folder that was meant"
+        )
     return Checkpoint(path, known, _configured(path, known, found), tensors_of(_weights(path, WEIGHTS)))
 
 

@@ -99,8 +99,10 @@ def side(found: Any) -> int | tuple[int, int]:
 
 
 def read_whole(found: Json) -> CLIP:
-    """The whole model."""
-    vision, text = field(found, "vision_config", {}), field(found, "text_config", {})
+    """The whole model; where old files describe a part twice, the second description counts, as in transformers."""
+    vision, text = (
+        field(found, f"{part}_config_dict", field(found, f"{part}_config", {})) for part in ("vision", "text")
+    )
     return CLIP(image=read_vision(vision), text=read_text(text), embed=field(found, "projection_dim", 512))
 
 

@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from vlmax.errors import InputError
 from vlmax.interop.exporting import check_empty, export, save
 from vlmax.interop.loading import open_model
@@ -46,7 +44,7 @@ def convert(
     opened = open_model(source, family)
     for note in opened.notes:
         yield f"left out: {note}"
-    arrays = opened.arrays(dtype=None if dtype is None else np.dtype(_dtype(dtype)))
+    arrays = opened.arrays(dtype=dtype)
     with contextlib.ExitStack() as stack:
         files = opened.files
         if isinstance(opened, Trained) and opened.tokenizer is not None:
@@ -60,9 +58,3 @@ def convert(
             written = export(to, opened.config, arrays, files, form, shard_bytes)
     count = sum(array.size for array in arrays.values())
     yield f"{source} -> {to}: {type(opened.config).__name__} ({written.name}), {count:,} parameters"
-
-
-def _dtype(name: str) -> np.dtype:
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, name, None) or name)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from vlmax.errors import InputError
@@ -60,7 +61,7 @@ def export(
         if jax.process_index() == 0:
             copy_files(files, part, family.files)
             name = OPEN_CLIP_CONFIG if open_clip else CONFIG
-            dtype = np.dtype(next(iter(arrays.values())).dtype).name
+            dtype = jax.numpy.result_type(*{array.dtype for array in arrays.values()}).name  # in which none loses
             before = read_json(part / name) if (part / name).is_file() else {}
             described |= {} if before else marks_of(config, described, part)
             content = merged(before, described, family) | ({} if open_clip else {"dtype": dtype})
@@ -171,6 +172,8 @@ def finished(to: Path) -> Iterator[Path]:
             if to.is_dir():
                 to.rmdir()
             part.rename(to)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"written: {to}")  # so that none looks for it too early
     finally:
         if first:
             shutil.rmtree(part, ignore_errors=True)

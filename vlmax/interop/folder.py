@@ -71,7 +71,9 @@ def read(path: Path) -> tuple[Any, dict[str, Stored]]:
     config = rebuilt(found["model"])
     if not dataclasses.is_dataclass(config):
         raise InputError(f"reading {path / FILE}: its model is no configuration; convert the model anew")
-    index = path / f"{PARAMS}.safetensors.index.json"
+    index, file = path / f"{PARAMS}.safetensors.index.json", path / f"{PARAMS}.safetensors"
     if index.is_file():
         return config, safetensors.read_sharded(index)
-    return config, safetensors.read(path / f"{PARAMS}.safetensors")
+    if not file.is_file():
+        raise InputError(f"reading {path}: it has no weights, {file.name}; convert the model anew")
+    return config, safetensors.read(file)

@@ -85,8 +85,8 @@ def window(found: Json) -> int | None:
 
 
 def rotary(found: Json) -> Rotary:
-    """Rotary positions: `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
-    rope = field(found, "rope_parameters", {}) or field(found, "rope_scaling", {})
+    """Rotary positions: `rope_parameters`, or `rope_theta` and `rope_scaling` of older files, which come first."""
+    rope = field(found, "rope_scaling", {}) or field(found, "rope_parameters", {})
     theta = rope.get("rope_theta", field(found, "rope_theta", 10_000.0))
     only({**found, **rope}, "partial_rotary_factor", (1, None), None)
     kind = rope.get("rope_type", rope.get("type", "default"))

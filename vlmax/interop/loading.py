@@ -81,6 +81,8 @@ def open_model(
       InputError: there is nothing, it is of no known family, it is damaged, or weights and configuration do not agree.
     """
     path = Path(path)
+    if family is not None and (trained.is_run(path) or folder.is_model(path)):
+        raise InputError(f"reading {path}: it is of vlmax, and the family was given as {family!r}; give none")
     if trained.is_run(path):
         if changes:
             raise InputError(f"reading {path}: of a run's model, {', '.join(changes)} cannot be changed")

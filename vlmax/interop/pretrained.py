@@ -67,8 +67,9 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
     except InputError as error:
         raise InputError(f"{field}: {error}") from None
     config = opened.config
-    for name in filter(None, init.take.split("/")):
-        config = getattr(config, name, None)
+    for name in init.take.split("/"):
+        inner = getattr(config, name, None)
+        config = inner if dataclasses.is_dataclass(inner) else config  # what has none of its own goes by the whole's
     wanted = _inside(init.part, shapes, f"{field}.part")
     given = _inside(init.take, opened.outline.shapes(), f"{field}.take")
     wanted = {path: shape for path, shape in wanted.items() if path in given or not of_adapter(path)}
@@ -95,8 +96,9 @@ def _open(init: Pretrained, system: Any) -> Opened | Trained:
     """The checkpoint, its vocabulary padded as the system's is; that of a run is as it was trained."""
     opened = open_model(init.path, init.family)
     mine = _nearest(system, opened.config)
-    if isinstance(opened, Opened) and hasattr(mine, "vocab_multiple"):
-        return open_model(init.path, init.family, {"vocab_multiple": mine.vocab_multiple})
+    multiple = getattr(mine, "vocab_multiple", None)
+    if isinstance(opened, Opened) and multiple is not None and multiple != opened.config.vocab_multiple:
+        return open_model(init.path, init.family, {"vocab_multiple": multiple})
     return opened
 
 
@@ -116,8 +118,6 @@ def _inside(prefix: str, shapes: Mapping[str, tuple[int, ...]], field: str) -> d
 
 def _differences(system: Any, config: Any) -> list[str]:
     """How the system's configuration of that kind of model differs from the checkpoint's; [] where one does not."""
-    if config is None:
-        return []
     mine = _nearest(system, config)
     if mine is None:
         return [f"  the checkpoint holds a {type(config).__name__}, and the system has none"]

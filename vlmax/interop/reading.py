@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import mmap
@@ -78,8 +79,9 @@ def _array(
         filled = _shards(own, stored, [index for index, _ in group], dtype, pool)
         for (_, devices), values in zip(group, filled, strict=True):
             for i, device in enumerate(devices):
-                # Each device its own memory: a step that donates it would else write into that of the others.
-                shards.append(jax.block_until_ready(jax.device_put(values if i == 0 else values.copy(), device)))
+                # Each CPU device its own memory: a step that donates it would else write into that of the others.
+                own_values = values.copy() if i and device.platform == "cpu" else values
+                shards.append(jax.block_until_ready(jax.device_put(own_values, device)))
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
@@ -114,7 +116,8 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.zeros(shape, dtype)
     memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without them refuses the advice
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

@@ -99,8 +99,7 @@ Source = tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
 
 def write(path: Path, tensors: Mapping[str, Source]) -> None:
     """Writes one file; each tensor is asked for and let go of in turn."""
-    # The widest numbers first: each then begins at a multiple of its width, as torch needs it.
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1][1].itemsize))
+    tensors = widest_first(tensors)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype, _) in tensors.items():
@@ -115,6 +114,11 @@ def write(path: Path, tensors: Mapping[str, Source]) -> None:
             if array.size != math.prod(shape):
                 raise ValueError(f"writing {name}: {array.shape} for {shape}")
             file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def widest_first(tensors: Mapping[str, Source]) -> dict[str, Source]:
+    """In the order of a file: each tensor then begins at a multiple of the width of its numbers, as torch needs it."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1][1].itemsize))
 
 
 def write_sharded(folder: Path, tensors: Mapping[str, Source], shard_bytes: int, stem: str = "model") -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmax.data.tokenizers import ByteBpe, SentencePiece, Tokenizer, TokenizerConfig, TokenizerJson, WordPiece
+from vlmax.data.tokenizers.sentence_piece import PieceTokenizer
 from vlmax.data.tokenizers.tokenizer import FastTokenizer
 from vlmax.errors import InputError
 from vlmax.interop.families import read_json
@@ -116,7 +117,17 @@ def marks(folder: Path) -> dict[str, int]:
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: Any, where: Path) -> None:
-    """Raises InputError where ids pass the model's embeddings: a tokenizer of another model."""
+    """Raises InputError where ids pass the model's embeddings: a tokenizer of another model.
+
+    Also where added tokens of a SentencePiece model would get other ids than its folder gives them.
+    """
+    added = _read(where / "added_tokens.json") if isinstance(tokenizer, PieceTokenizer) else {}
+    for token, i in added.items():
+        if tokenizer.names.get(token) != i:
+            raise InputError(
+                f"opening the tokenizer in {where}: added_tokens.json gives {token!r} the id {i}, and vlmax would "
+                f"give it {tokenizer.names.get(token)}, the next free one; add a tokenizer.json, which says all ids"
+            )
     if hasattr(config, "check_tokenizer"):
         return config.check_tokenizer(tokenizer)
     vocab = getattr(config, "vocab", None)

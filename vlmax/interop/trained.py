@@ -76,8 +76,8 @@ class Trained:
             restore_args = ocp.checkpoint_utils.construct_restore_args(item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
             found = flatten_dict(reader.restore(self.state, args=args), sep="/")
-        arrays = {path: found[self.stored[path][0]] for path in shardings}
-        for path in self.adapters.keys() & shardings.keys():
+        arrays = {path: found.pop(self.stored[path][0]) for path in shardings}  # so that none outlives its merging
+        for path in (path for path in shardings if path in self.adapters):  # in one order on all hosts
             adapter = {name: found[place] for name, (place, _) in self.adapters[path].items()}
             merged = jax.jit(lora.merge, out_shardings={"kernel": shardings[path]})
             arrays[path] = merged({"kernel": arrays[path], lora.NAME: adapter})["kernel"].astype(kinds[path])
@@ -86,7 +86,7 @@ class Trained:
     def dtype(self) -> np.dtype:
         """What most arrays are stored as."""
         kinds = [kind for _, kind in self.stored.values()]
-        return max(set(kinds), key=kinds.count)
+        return max(kinds, key=kinds.count)
 
 
 def is_run(path: Path) -> bool:

@@ -43,7 +43,8 @@ def _source(name: str, parts: Sequence[Place], arrays: Mapping[str, Array]) -> S
 
 
 def write(folder: Path, tensors: Mapping[str, Source], shard_bytes: int = SHARD_BYTES, stem: str = "model") -> None:
-    """Writes the tensors; the other processes only send what they hold."""
+    """Writes the tensors; the other processes only send what they hold, in the order in which they are written."""
+    tensors = safetensors.widest_first(tensors)
     if jax.process_index() == 0:
         safetensors.write_sharded(folder, tensors, shard_bytes, stem)
     else:

@@ -39,7 +39,10 @@ def plans(init: Sequence[Pretrained], system: Any, abstract: TrainState) -> list
 
 
 def start(state: TrainState, found: Sequence[Plan]) -> TrainState:
-    """The state with the checkpoints' values, laid out and stored as before; the moving average begins there."""
+    """The state with the checkpoints' values, laid out and stored as before; the moving average begins there.
+
+    The fresh values give way before the others are read, so that a large model lies on the devices once.
+    """
     if not found:
         return state
     places = held(state)
@@ -47,7 +50,10 @@ def start(state: TrainState, found: Sequence[Plan]) -> TrainState:
     for one in found:
         into = {theirs: places[ours] for ours, theirs in one.paths.items()}
         shardings = {path: place.array.sharding for path, place in into.items()}
-        arrays = one.opened.read(shardings, {path: place.array.dtype for path, place in into.items()})
+        dtypes = {path: place.array.dtype for path, place in into.items()}
+        for place in into.values():
+            place.array.delete()
+        arrays = one.opened.read(shardings, dtypes)
         for theirs, place in into.items():
             fields[place.field][place.path] = arrays[theirs]
     state = dataclasses.replace(state, **{field: patterns.unflatten(arrays) for field, arrays in fields.items()})

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import html
 import re
+import zlib
 
 import ftfy
 import tokenizers
@@ -36,7 +37,7 @@ class ClipBpe:
         """The tokenizer; raises `InputError` where the file is missing or is not CLIP's merges file."""
         try:
             lines = gzip.decompress(read(self.path, "ClipBpe.path")).decode("utf-8").split("\n")
-        except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
             raise wrong_file(self.path, "ClipBpe.path", "CLIP's bpe_simple_vocab_16e6.txt.gz", error) from None
         merges = [(m[0], m[1]) for m in map(str.split, lines[1 : CLIP_MERGES + 1]) if len(m) == 2]
         if len(merges) != CLIP_MERGES:

@@ -42,4 +42,6 @@ class TokenizerJson:
             None if token is None else mark(fast, token, self.path, f"TokenizerJson.{field}")
             for field, token in (("bos", self.bos), ("eos", self.eos))
         )
-        return FastTokenizer(fast, size, mark(fast, self.pad, self.path, "TokenizerJson.pad"), bos, eos)
+        word = fast.decode(fast.encode("a", add_special_tokens=False).ids)
+        spaced = word != word.strip()  # as with CLIP's and our own; others, such as GPT-2's, write what the text has
+        return FastTokenizer(fast, size, mark(fast, self.pad, self.path, "TokenizerJson.pad"), bos, eos, strip=spaced)

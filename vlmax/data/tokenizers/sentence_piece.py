@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -101,14 +102,18 @@ class PieceTokenizer:
         """The ids of the text alone."""
         if not self.names:
             return self.processor.encode(text)
-        longest_first = sorted(self.names, key=len, reverse=True)
         ids: list[int] = []
-        for i, part in enumerate(re.split(f"({'|'.join(map(re.escape, longest_first))})", text)):
+        for i, part in enumerate(self._any_name.split(text)):
             if i % 2:
                 ids.append(self.names[part])
             else:
                 ids.extend((self.bare if i and self.bare else self.processor).encode(part))
         return ids
+
+    @functools.cached_property
+    def _any_name(self) -> re.Pattern[str]:
+        longest_first = sorted(self.names, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids before the first end mark; marks, `<unk>` and added tokens are left out."""

@@ -8,7 +8,8 @@ kernel cannot express goes to XLA's products, in silence, for the numbers are th
 |---|---|---|
 | mask | causal, window, segments | all |
 | not | prefix length, a cache's offset, bias | bias |
-| lengths | multiples of 128, queries whole on a device | even |
+| lengths | multiples of 128 | even |
+| over devices | queries whole, heads with their keys, rows that divide | queries whole, heads with their keys |
 | dtype | any | bfloat16, float16; heads up to 128 wide, by 8 |
 
 Splash attention never has an array of [Tq, Tk] in memory, in the forward or the backward pass; cuDNN gets one of
@@ -73,22 +74,26 @@ def fused(
 
 
 def _fits_splash(q: Array, k: Array, mask: Mask, bias: Any) -> bool:
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-
-    def divides(size: int, name: str) -> bool:
-        return size % math.prod(sizes[axis] for axis in mesh_axes(name)) == 0
-
     return (
         bias is None
         and mask.offset is None
         and mask.prefix_length is None
         and (not mask.causal or q.shape[1] == k.shape[1])
         and q.shape[1] % _LANES == 0 == k.shape[1] % _LANES
-        and not mesh_axes("tokens")
-        and mesh_axes("act_heads") == mesh_axes("act_kv_heads")
-        and divides(q.shape[0], "batch")
-        and divides(k.shape[2], "act_kv_heads")
+        and _divides(q.shape[0], "batch")
+        and _whole(k)
     )
+
+
+def _whole(k: Array) -> bool:
+    """Whether a device has all tokens of its queries, and of its heads the keys."""
+    heads = mesh_axes("act_heads") == mesh_axes("act_kv_heads") and _divides(k.shape[2], "act_kv_heads")
+    return heads and not mesh_axes("tokens")
+
+
+def _divides(size: int, name: str) -> bool:
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return size % math.prod(sizes[axis] for axis in mesh_axes(name)) == 0
 
 
 def splash(
@@ -160,6 +165,7 @@ def _fits_cudnn(q: Array, k: Array, bias: Any) -> bool:
         and q.shape[3] % 8 == 0
         and q.shape[3] <= 128
         and q.shape[1] % 2 == 0 == k.shape[1] % 2
+        and _whole(k)
     )
 
 

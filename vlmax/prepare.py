@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vlmax.data.checking import Report, check
 from vlmax.data.parallel import Work
-from vlmax.data.preparing import Plan, prepare
+from vlmax.data.preparing import prepare
 from vlmax.data.sources.open import FORMS, open_source
+from vlmax.data.splits import Plan
 from vlmax.errors import EXIT_INPUT, InputError, exit_codes
 
 

@@ -221,7 +221,10 @@ def test_beams_cannot_be_streamed_and_other_models_continue_nothing():
         generate(model, params, PROMPTS, Generation(stop=("a",)), token_bytes=[b""])
     with pytest.raises(InputError, match="causal=True"):
         generate(BERT(width=8, depth=1, heads=2, mlp=8, vocab=20, context=16).build(), {}, PROMPTS)
-    with pytest.raises(InputError, match="cross_width=None"):
+    with pytest.raises(InputError, match="field `context`"):
         generate(BERT(width=8, depth=1, heads=2, mlp=8, causal=True, cross_width=4).build(), {}, PROMPTS)
+    seen = Prompt(np.ones((1, 3), np.int32), np.ones((1, 3), np.int32), np.zeros((1, 2, 24), np.float32))
+    with pytest.raises(InputError, match="no cross-attention"):
+        generate(model, params, seen, GREEDY)
     with pytest.raises(InputError, match="no language model"):
         generate(nn.Dense(3), {}, PROMPTS)

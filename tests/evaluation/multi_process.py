@@ -1,4 +1,4 @@
-"""One of several processes that run both evaluations together; prints the scores. Run by test_multi_process.py."""
+"""One of several processes that run evaluations together; prints the scores. Run by test_multi_process.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ PROCESS, COUNT, PORT = (int(argument) for argument in sys.argv[1:])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{PORT}", COUNT, PROCESS)
 
-from tests.evaluation.stand_in import Pictures, context, random_pictures  # noqa: E402  (devices exist only now)
+from tests.evaluation import multi_process_tasks  # noqa: E402  (devices exist only now)
+from tests.evaluation.stand_in import Pictures, context, random_pictures  # noqa: E402
 from vlmax.evaluation.retrieval import Retrieval  # noqa: E402
 from vlmax.evaluation.zero_shot import ZeroShot  # noqa: E402
 
@@ -19,4 +20,5 @@ examples = random_pictures(37, 4, captions=lambda rng: rng.integers(1, 4), label
 source = Pictures(examples, broken=(3, 36))
 scores = Retrieval(source, captions=2, batch_size=16).run(context())
 scores |= ZeroShot(source, class_names=tuple("abcde"), batch_size=16).run(context())
+scores |= multi_process_tasks.run()
 print(json.dumps(scores))

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.evaluation import multi_process_tasks
 from tests.evaluation.stand_in import Pictures, context, random_pictures
 from tests.shared import REPOSITORY
 from vlmax.evaluation.retrieval import Retrieval
@@ -46,4 +47,7 @@ def test_two_processes_give_the_scores_of_one():
     )
     wanted = Retrieval(source, captions=2, batch_size=16).run(context())
     wanted |= ZeroShot(source, class_names=tuple("abcde"), batch_size=16).run(context())
+    wanted |= multi_process_tasks.run()
+    for name in ("captions", "vqa"):
+        assert found[0].pop(name) == wanted.pop(name)
     assert found[0] == pytest.approx(wanted, abs=1e-12)

@@ -244,3 +244,36 @@ def test_wrong_use_says_what_is_wrong():
             next_token_loss(hidden, head, labels, axes=Axes(tokens=("fsdp",)), **options)
         with pytest.raises(ValueError, match="names an axis twice"):
             next_token_loss(hidden, head, labels, axes=Axes(("fsdp",), ("fsdp",)), **options)
+
+
+@pytest.mark.parametrize("name", ["1", "data, fsdp, tensor", "fsdp, tensor, sequence"])
+def test_weights_multiply_every_positions_loss_and_its_gradient(name):
+    sizes, axes = MESHES[name]
+    values, labels = arrays()
+    weights = np.random.default_rng(3).random(labels.shape).astype(np.float32) * (np.arange(labels.shape[1]) != 2)
+
+    def of(loss, values, weights, **options):
+        def objective(*values):
+            hidden, head, bias = values
+            total, count, metrics = loss(hidden, head, labels, bias=bias, weights=weights, vocab=50, **options)
+            return 3 * total, (count, metrics)
+
+        return jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)(*values)
+
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x), jnp.float64) for x in (*values, weights)]
+        want = jax.tree.map(np.asarray, of(dense_next_token_loss, wide[:3], wide[3], **SMOOTH))
+    mesh = make_mesh(sizes)
+    with jax.set_mesh(mesh):
+        tokens = NamedSharding(mesh, PartitionSpec(axes.batch or None, axes.tokens or None))
+        placed = [jax.device_put(values[0], tokens), *values[1:]]
+        run = jax.jit(functools.partial(of, next_token_loss, chunk=7, axes=axes, **SMOOTH))
+        got = run(placed, jax.device_put(weights, tokens))
+    assert_same(got, want)
+    assert int(got[0][1][0]) == int((labels != IGNORED).sum())  # of all that are learned, whatever their weight
+    ones, plain = (
+        of(next_token_loss, values, given, chunk=1000)[0][0] for given in (np.ones(labels.shape, np.float32), None)
+    )
+    assert float(ones) == float(plain)
+    with pytest.raises(ValueError, match=r"weights \(8,\) and labels \(8, 6\) must both be"):
+        of(next_token_loss, values, weights[:, 0], chunk=7)

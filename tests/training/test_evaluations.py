@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests import tiny, tiny_text
@@ -10,7 +12,8 @@ from vlmax.errors import InputError
 from vlmax.evaluation.perplexity import Perplexity
 from vlmax.evaluation.retrieval import Retrieval
 from vlmax.evaluation.zero_shot import ZeroShot
-from vlmax.training.evaluations import check_needs
+from vlmax.training.evaluations import Evaluator, check_needs
+from vlmax.training.setup import device_context, prepare
 
 PERPLEXITY = Perplexity(Texts(("abc",)), tiny_text.preprocess("llama"))
 SHAPES = [ZeroShot(Numbers()), Retrieval(Numbers())]
@@ -41,3 +44,13 @@ def test_prompts_need_a_preprocess_that_tokenizes():
             raise NotImplementedError
 
     check_needs(tiny.with_data(tiny.experiment(evaluations=tuple(SHAPES)), preprocess=Tokenizing()))
+
+
+def test_scores_are_kept_with_what_they_are_scores_of(tmp_path):
+    experiment = tiny_text.experiment("llama", evaluations=(PERPLEXITY,))
+    with device_context(experiment) as mesh:
+        run = prepare(experiment, mesh)
+        scores = Evaluator(run, tmp_path, print, lambda info: None)(run.init())
+    told = json.loads((tmp_path / "evaluations" / "0" / "text.json").read_text())
+    assert told["scores"] == scores and told["step"] == 0 and "outputs" not in told
+    assert told["evaluation"]["batch_size"] == 64 and told["evaluation"]["source"]["texts"] == ["abc"]

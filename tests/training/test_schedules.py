@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmax.errors import InputError
-from vlmax.training.schedules import Constant, Cosine, Linear, Rsqrt
+from vlmax.training.schedules import Constant, Cosine, EpochCosine, EpochDecay, Linear, Rsqrt
 
 ALL = [Cosine(1e-3, 10, 1e-5), Linear(1e-3, 10, 1e-5), Constant(1e-3, 10), Rsqrt(1e-3, 10, 100)]
 
@@ -87,5 +87,45 @@ def test_a_warm_up_longer_than_the_run_is_an_error(schedule):
     ],
 )
 def test_numbers_that_make_no_sense_are_named(schedule, message):
+    with pytest.raises(InputError, match=message):
+        schedule.build(100)
+
+
+def public_blip(epochs, steps, warmup):
+    """Rates of github.com/salesforce/BLIP, pretrain.py, with the numbers of configs/pretrain.yaml."""
+    rates = []
+    for epoch in range(epochs):
+        rate = max(1e-6, 3e-4 * 0.9**epoch)
+        for i in range(steps):
+            if epoch == 0:
+                rate = min(3e-4, 1e-6 + (3e-4 - 1e-6) * i / warmup)
+            rates.append(rate)
+    return rates
+
+
+@pytest.mark.parametrize("warmup", [30, 90])
+def test_a_decay_by_epochs_is_that_of_blip(warmup):
+    found = values(EpochDecay(3e-4, 50, warmup_steps=warmup), 60 * 50, range(60 * 50))
+    np.testing.assert_allclose(found, public_blip(60, 50, warmup), rtol=1e-5)
+    assert found[-1] == pytest.approx(1e-6)
+
+
+def test_a_cosine_by_epochs_is_that_of_blip():
+    want = [1e-5 * 0.5 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5) for _ in range(7)]
+    np.testing.assert_allclose(values(EpochCosine(1e-5, 7), 35, range(35)), want, rtol=1e-5)
+    assert values(EpochCosine(1e-5, 7, end=1e-6), 35, [34])[0] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (EpochDecay(1e-3, 0), "epoch_steps is 0"),
+        (EpochCosine(1e-3, 0), "epoch_steps is 0"),
+        (EpochDecay(1e-3, 5, decay=1.1), "decay is 1.1"),
+        (EpochDecay(1e-3, 5, start=1.0), "start 1.0"),
+        (EpochDecay(1e-3, 5, end=1.0), "end is 1.0"),
+    ],
+)
+def test_impossible_epochs_are_errors(schedule, message):
     with pytest.raises(InputError, match=message):
         schedule.build(100)

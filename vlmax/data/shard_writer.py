@@ -18,6 +18,10 @@ from vlmax.data.example import BadRecord, Example, Reader
 from vlmax.errors import InputError
 
 
+class LeftOut(Exception):
+    """A sound record that is not to be written."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """One shard to write: records `start` to `stop` into `path`, and what was written into `state`."""
@@ -31,7 +35,7 @@ class Shard:
 
 
 def write_shard(source: str, reader: Reader, shard: Shard, one_done: Callable[[], None]) -> dict[str, Any]:
-    """Writes one shard and its state, whole or not at all.
+    """Writes one shard and its state, whole or not at all; leaves out records that raise `LeftOut`.
 
     Returns:
       The state: how many records and bytes, what was damaged. Or, where a record does not fit the features that the
@@ -53,6 +57,8 @@ def write_shard(source: str, reader: Reader, shard: Shard, one_done: Callable[[]
                     with _full_disk(shard.path):
                         writer.write(record)
                     count, size = count + 1, size + len(record)
+            except LeftOut:
+                pass
             except BadRecord as error:
                 damaged.append({"source": source, "key": error.key or f"#{index}", "reason": str(error)})
             one_done()

@@ -184,10 +184,27 @@ def _parts(
             f"fields prompt and answer, but the fields {', '.join(sorted(example.fields)) or '(none)'}; set learn to "
             "'all', or take a source with these fields"
         )
-    prompt, answer = (tokenizer.encode(str(part)) for part in parts)
+    prompt, answer = parted(tokenizer, *map(str, parts))
     if not answer:
         raise BadRecord("no answer")
     return prompt, answer
+
+
+def parted(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """The tokens of the text that prompt and answer make with a space between them, parted where the answer begins.
+
+    Raises:
+      InputError: the tokenizer reads the end of the prompt otherwise where the answer follows.
+    """
+    if not prompt or not answer:
+        return tokenizer.encode(prompt), tokenizer.encode(answer)
+    first, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {answer}")
+    if whole[: len(first)] != first:
+        raise InputError(
+            f"the tokens of the prompt {prompt!r} are not the first of those of the prompt with an answer, "
+            f"{answer[:40]!r}; end the prompt with a whole word or a sign, without a space"
+        )
+    return first, whole[len(first) :]
 
 
 def _marked(ids: Sequence[int], bos: int | None, eos: int | None) -> packing.Tokens:

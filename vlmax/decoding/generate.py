@@ -54,7 +54,8 @@ def generate(
     Args:
       model: one of vlmax/models/decoders, built; tokens are chosen in float32 whatever it computes in.
       params: as `model.apply` takes them.
-      prompts: lists of tokens, marks included, or arrays `[T, D]` of embeddings; or all in one array already.
+      prompts: lists of tokens, marks included, or arrays `[T, D]` of embeddings; or all in one array already, with
+        the context of a decoder that attends to one.
       settings: how they are continued.
       marks: which tokens have a meaning.
       token_bytes: what every token adds to a text; stop strings need it.
@@ -74,6 +75,7 @@ def generate(
             f"generation: the prompts are {prompts.valid.shape[1]} tokens long with their padding, and the model has "
             f"room for {reader.room(new)} beside {new} new ones; shorten them or lower max_new_tokens"
         )
+    _check_context(reader, prompts)
     slots = bucket(reader.slots(prompts.valid.shape[1], new))
     stops = None if token_bytes is None or not settings.stop else stop_strings(settings.stop, token_bytes)
     plan, knobs = plan_and_knobs(settings, marks.eos)
@@ -113,6 +115,19 @@ def _cut(tokens, lengths, sound) -> list[list[int]]:
             "hold some, or a product overflowed; look at the parameters, or compute in float32"
         )
     return [row[:length].tolist() for row, length in zip(np.asarray(tokens), np.asarray(lengths), strict=True)]
+
+
+def _check_context(reader: Reader, prompts: Prompt) -> None:
+    if reader.attends and prompts.context is None:
+        raise InputError(
+            "generation: this decoder attends to a context, such as an image's tokens, and the prompts bring none; "
+            "give a Prompt with its field `context`"
+        )
+    if not reader.attends and (prompts.context is not None or prompts.context_valid is not None):
+        raise InputError(
+            "generation: the prompts bring a context, and this decoder has no cross-attention that reads it; give the "
+            "image's tokens as embeddings within the prompt, or a decoder with cross_width"
+        )
 
 
 def _check(reader: Reader, settings: Generation, marks: Marks, token_bytes, on_tokens) -> None:

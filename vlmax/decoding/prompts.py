@@ -20,10 +20,14 @@ class Prompt(NamedTuple):
     Attributes:
       inputs: tokens or embeddings, each row ending at the same place.
       valid: 1 for what belongs to the prompt, 0 for the padding before it.
+      context: what a decoder with cross-attention attends to, such as an image's tokens; None for the others.
+      context_valid: 1 for what of the context is seen, 0 for padding; None: all of it is.
     """
 
     inputs: Int[Array, "B P"] | Float[Array, "B P D"]
     valid: Int[Array, "B P"]
+    context: Float[Array, "B N C"] | None = None
+    context_valid: Int[Array, "B N"] | None = None
 
 
 def bucket(length: int) -> int:

@@ -32,6 +32,10 @@ class Reader(Protocol):
     def context(self) -> int:
         """The longest prompt that can be read at all."""
 
+    @property
+    def attends(self) -> bool:
+        """Whether a prompt needs a context beside its inputs, such as an image's tokens."""
+
     def room(self, new: int) -> int:
         """The longest prompt that `new` tokens can follow."""
 
@@ -47,6 +51,9 @@ class Reader(Protocol):
     def step(self, params: Any, tokens: Int[Array, " B"], cache: Cache) -> Read:
         """Reads one more token of every row."""
 
+    def follow(self, params: Any, tokens: Int[Array, "B T"], cache: Cache) -> Float[Array, "B T V"]:
+        """The logits after each of some more tokens of every row."""
+
 
 def reader_of(model: nn.Module, start: int) -> Reader:
     """How a model is read.
@@ -61,10 +68,9 @@ def reader_of(model: nn.Module, start: int) -> Reader:
     config: Any = getattr(model, "config", None)
     if isinstance(config, T5):
         return EncoderDecoder(model, start)
-    if isinstance(config, BERT) and not (config.causal and config.predicts and config.cross_width is None):
+    if isinstance(config, BERT) and not (config.causal and config.predicts):
         raise InputError(
-            "generation: this BERT cannot continue a text by itself; it needs causal=True, predicts=True and "
-            "cross_width=None in its configuration"
+            "generation: this BERT cannot continue a text; it needs causal=True and predicts=True in its configuration"
         )
     if not hasattr(config, "empty_cache"):
         raise InputError(f"generation: {type(model).__name__} is no language model; give one of vlmax/models/decoders")
@@ -73,7 +79,7 @@ def reader_of(model: nn.Module, start: int) -> Reader:
 
 @dataclasses.dataclass(frozen=True)
 class TextDecoder:
-    """A decoder that goes on with its own input."""
+    """A decoder that goes on with its own input, and may attend to a context, such as an image's tokens."""
 
     model: Any
 
@@ -81,6 +87,11 @@ class TextDecoder:
     def vocab(self) -> int:
         """See `Reader`."""
         return self.model.config.vocab
+
+    @property
+    def attends(self) -> bool:
+        """See `Reader`."""
+        return getattr(self.model.config, "cross_width", None) is not None
 
     @property
     def context(self) -> int:
@@ -104,12 +115,17 @@ class TextDecoder:
     def start(self, params: Any, prompt: Prompt, slots: int) -> Read:
         """See `Reader`."""
         cache = self.model.config.empty_cache(len(prompt.valid), slots, self.model.dtype)
-        out = self.model.apply(params, prompt.inputs, segments=prompt.valid, cache=cache)
+        options = {"context": prompt.context, "context_segments": prompt.context_valid} if self.attends else {}
+        out = self.model.apply(params, prompt.inputs, segments=prompt.valid, cache=cache, **options)
         return next_logits(self.model, params, out)
 
     def step(self, params: Any, tokens: Int[Array, " B"], cache: Cache) -> Read:
         """See `Reader`."""
         return next_logits(self.model, params, self.model.apply(params, tokens[:, None], cache=cache))
+
+    def follow(self, params: Any, tokens: Int[Array, "B T"], cache: Cache) -> Float[Array, "B T V"]:
+        """See `Reader`."""
+        return all_logits(self.model, params, self.model.apply(params, tokens, cache=cache))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +139,11 @@ class EncoderDecoder:
     def vocab(self) -> int:
         """See `Reader`."""
         return self.model.config.vocab
+
+    @property
+    def attends(self) -> bool:
+        """See `Reader`; what its decoder attends to is the prompt."""
+        return False
 
     @property
     def context(self) -> int:
@@ -153,6 +174,15 @@ class EncoderDecoder:
     def step(self, params: Any, tokens: Int[Array, " B"], cache: Cache) -> Read:
         """See `Reader`."""
         return next_logits(self.model, params, self.model.apply(params, tokens[:, None], cache=cache, method="decode"))
+
+    def follow(self, params: Any, tokens: Int[Array, "B T"], cache: Cache) -> Float[Array, "B T V"]:
+        """See `Reader`."""
+        return all_logits(self.model, params, self.model.apply(params, tokens, cache=cache, method="decode"))
+
+
+def all_logits(model: Any, params: Any, out: DecoderOutput) -> Float[Array, "B T V"]:
+    """The logits after every token."""
+    return constrain(model.apply(params, out.tokens, method="logits"), "batch", None, "act_vocab")
 
 
 def next_logits(model: Any, params: Any, out: DecoderOutput) -> Read:

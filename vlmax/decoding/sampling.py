@@ -66,9 +66,9 @@ def seen_in(prompt: Prompt, reader: Reader, plan: Plan) -> Seen:
     """The tokens of the prompts; embeddings are none."""
     if not plan.penalises:
         return None
-    tokens, valid = reader.before(prompt)
-    seen = jnp.zeros((len(valid), reader.vocab), bool)
-    return seen.at[jnp.arange(len(seen))[:, None], tokens].max(valid > 0)
+    before = reader.before(prompt)
+    seen = jnp.zeros((len(before.valid), reader.vocab), bool)
+    return seen.at[jnp.arange(len(seen))[:, None], before.inputs].max(before.valid > 0)
 
 
 def with_token(seen: Seen, tokens: Int[Array, "*B"]) -> Seen:

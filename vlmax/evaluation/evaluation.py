@@ -15,9 +15,16 @@ from vlmax.data.batches import BatchInfo
 from vlmax.data.example import Preprocess
 from vlmax.errors import InputError
 
+if TYPE_CHECKING:
+    from vlmax.evaluation.writing import Writer
+
 
 def _nothing(info: BatchInfo) -> None:
     """Records nothing."""
+
+
+def _not_kept(name: str, outputs: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps nothing."""
 
 
 def absent(*_: object) -> Any:
@@ -49,6 +56,14 @@ class Context:
     """Threads in each of them."""
     score: Callable[[Mapping[str, Array]], Mapping[str, Float[Array, " B"]]] = absent
     """What a batch's texts score, row by row; see `systems.system.Scores`."""
+    writer: Callable[[], Writer] = absent
+    """What writes texts about images; see `systems.system.Writes`."""
+    image_tokens: Callable[[UInt8[Array, "B height width 3"]], Float[Array, "B N D"]] = absent
+    """What `match` needs of a batch of images; see `systems.system.Matches`."""
+    match: Callable[[Float[Array, "B N D"], Int32[Array, "B T"]], Float[Array, " B"]] = absent
+    """The logit that the image and the text of a row match."""
+    keep: Callable[[str, Sequence[Mapping[str, Any]]], None] = _not_kept
+    """Keeps what an evaluation's system wrote, JSON objects, beside the scores; is given the evaluation's name."""
 
 
 @runtime_checkable

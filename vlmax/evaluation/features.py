@@ -98,6 +98,11 @@ def _replicate(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
+def on_host(mesh: Mesh, arrays: Any) -> Any:
+    """Global arrays in host memory, whole on every process."""
+    return jax.device_get(jax.tree.map(_replicate(mesh), arrays))
+
+
 def _one_late(items: Iterable[Any]) -> Iterator[Any]:
     waiting: list[Any] = []
     for item in items:
@@ -151,6 +156,6 @@ def normalise(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
 def warn_not_finite(context: Context, name: str, **features: np.ndarray) -> None:
     """Says how many rows have features that are not finite; `ranking.ranks` counts them as wrong."""
     for what, rows in features.items():
-        broken = int((~np.isfinite(rows).all(axis=-1)).sum())
+        broken = int((~np.isfinite(rows.reshape(len(rows), -1)).all(axis=-1)).sum())
         if broken:
             context.log(f"evaluation {name!r}: {broken} of {len(rows)} {what} have features that are not finite")

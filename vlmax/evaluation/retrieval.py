@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from vlmax.data.example import BadRecord, Example, Feature, Features, Preprocess, Source
 from vlmax.errors import InputError
@@ -62,32 +63,64 @@ class Retrieval:
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` as `check` does."""
         self._check_settings(context.mesh)
-        where = f"evaluation {self.name!r}"
-        captioned = CaptionedImage(context.image, context.tokenize, self.captions, self.prompt)
-
-        def embed(batch: features.Arrays) -> features.Arrays:
-            texts = [context.embed_texts(tokens) for tokens in _apart(batch["text"])]
-            named = {f"text{i}": text for i, text in enumerate(texts)}
-            return {"image": context.embed_images(batch["image"]), "captions": batch["captions"], **named}
-
-        source = first(self.source, self.limit, where)
-        found = features.source_features(context, self.name, source, captioned, self.batch_size, embed)
-        left_out = int(np.maximum(found["captions"] - self.captions, 0).sum())
-        if left_out:
-            context.log(f"{where}: {left_out} captions beyond their picture's first {self.captions} are not scored")
-        images, each = found["image"], np.minimum(found["captions"], self.captions)
-        real = np.arange(self.captions) < each[:, None]
-        texts = np.stack([found[f"text{i}"] for i in range(self.captions)], axis=1)[real]
-        features.warn_not_finite(context, self.name, images=images, texts=texts)
-        ids = np.arange(len(images))
-        owners = np.repeat(ids, each)
-        scores = {"images": float(len(images)), "texts": float(len(texts))}
+        source = first(self.source, self.limit, f"evaluation {self.name!r}")
+        found = embedded(context, self.name, source, self.captions, self.prompt, self.batch_size)
+        ids = np.arange(len(found.images))
+        scores = {"images": float(len(found.images)), "texts": float(len(found.texts))}
         for way, answer in {
-            "image_to_text": ranks(images, ids, texts, owners, context.mesh),
-            "text_to_image": ranks(texts, owners, images, ids, context.mesh),
+            "image_to_text": ranks(found.images, ids, found.texts, found.owners, context.mesh),
+            "text_to_image": ranks(found.texts, found.owners, found.images, ids, context.mesh),
         }.items():
             scores |= {f"{way}_r{k}": recall(*answer, k) for k in (1, 5, 10)}
         return {f"eval/{self.name}/{score}": value for score, value in scores.items()}
+
+
+class Embedded(NamedTuple):
+    """A test set of captioned pictures, whole on every process.
+
+    Attributes:
+      images: the features of every picture, or several of each.
+      places: of each picture in the source.
+      texts: the features of all captions, picture by picture.
+      tokens: the captions as the system reads them.
+      owners: the row of each caption's picture.
+    """
+
+    images: Float[np.ndarray, "images *several E"]
+    places: Int[np.ndarray, " images"]
+    texts: Float[np.ndarray, "texts E"]
+    tokens: Int32[np.ndarray, "texts T"]
+    owners: Int[np.ndarray, " texts"]
+
+
+def embedded(context: Context, name: str, source: Source, most: int, prompt: str, batch_size: int) -> Embedded:
+    """Features of all pictures and their captions; raises `InputError` as `features.source_features` does.
+
+    Args:
+      context: the model, and how it is fed.
+      name: of the evaluation, for messages.
+      source: pictures with captions.
+      most: captions of one picture at most; it is told how many there are beyond.
+      prompt: how a caption is put to the model.
+      batch_size: pictures embedded at once, and captions likewise.
+    """
+
+    def embed(batch: features.Arrays) -> features.Arrays:
+        texts = [context.embed_texts(tokens) for tokens in _apart(batch["text"])]
+        named = {f"text{i}": text for i, text in enumerate(texts)}
+        kept = {name: batch[name] for name in ("captions", "text", "index")}
+        return {"image": context.embed_images(batch["image"]), **kept, **named}
+
+    captioned = CaptionedImage(context.image, context.tokenize, most, prompt)
+    found = features.source_features(context, name, source, captioned, batch_size, embed)
+    left_out = int(np.maximum(found["captions"] - most, 0).sum())
+    if left_out:
+        context.log(f"evaluation {name!r}: {left_out} captions beyond their picture's first {most} are not scored")
+    images, each = found["image"], np.minimum(found["captions"], most)
+    real = np.arange(most) < each[:, None]
+    texts = np.stack([found[f"text{i}"] for i in range(most)], axis=1)[real]
+    features.warn_not_finite(context, name, images=images, texts=texts)
+    return Embedded(images, found["index"], texts, found["text"][real], np.repeat(np.arange(len(images)), each))
 
 
 @jax.jit

@@ -9,6 +9,7 @@ from typing import Any
 from vlmax.errors import InputError, nearest
 from vlmax.interop import bert, clip, dinov2, gpt2, llama, open_clip, opt, resnet, siglip, t5, vit
 from vlmax.interop.family import Family, Json
+from vlmax.systems.system import System
 
 FAMILIES: tuple[Family, ...] = (
     *clip.FAMILIES,
@@ -41,11 +42,17 @@ def of_model_type(found: Json, where: Path) -> Family:
 
 
 def of_config(config: Any) -> Family:
-    """A family of our configuration's class, for what all of them agree in."""
+    """A family of our configuration's class, for what all of them agree in; a system that none has is one by itself."""
     for family in FAMILIES:
         if type(config) is family.config:
             return family
+    if isinstance(config, System):
+        return Family("vlmax", (), type(config), _foreign, _foreign, ())
     raise InputError(f"no family of checkpoints has a model as {type(config).__name__}")
+
+
+def _foreign(described: Any) -> Any:
+    raise InputError(f"no foreign format has a model as {type(described).__name__}; choose vlmax's own")
 
 
 def that_writes(config: Any, name: str) -> tuple[Family, dict[str, Any]]:

@@ -16,6 +16,9 @@ from vlmax.interop.family import Family
 from vlmax.sharding.rules import Rules, names_and_shape, rule_table, shardings
 from vlmax.systems.system import System
 
+STATISTICS = ("batch_stats",)
+"""The collections of a system's carried state that belong to its model; others, as queues, belong to its training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
@@ -62,7 +65,7 @@ def outline(config: Any, family: Family) -> Outline:
     if isinstance(config, System):
         batch = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in config.inputs().items()}
         params, carried = jax.eval_shape(config.init, jax.random.key(0), batch)
-        variables = {"params": params, **carried}
+        variables = {"params": params, **{name: carried[name] for name in STATISTICS if name in carried}}
     else:
         module, arguments = config.build(), family.arguments(config)
         variables = jax.eval_shape(lambda key: module.init(key, **arguments), jax.random.key(0))

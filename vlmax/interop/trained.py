@@ -40,6 +40,8 @@ class Trained:
       stored: path of an array -> path in the state, and its dtype.
       tokenizer: the run's, where it is one of vlmax's own.
       adapters: path of a kernel -> its adapter's arrays in the state, by name: path and shape.
+      run: what the run is called, and the step of its checkpoint.
+      system: the run's; its model is `config`.
     """
 
     config: Any
@@ -51,6 +53,8 @@ class Trained:
     tokenizer: Any = None
     notes: tuple[str, ...] = ()
     adapters: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]] = dataclasses.field(default_factory=dict)
+    run: tuple[str, int] = ("", 0)
+    system: Any = None
 
     def arrays(
         self, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None, rules: Rules = ()
@@ -71,11 +75,7 @@ class Trained:
             wanted[self.stored[path][0]] = jax.ShapeDtypeStruct(shapes[path], kind, sharding=sharding)
             for place, shape in self.adapters.get(path, {}).values():
                 wanted[place] = jax.ShapeDtypeStruct(shape, np.float32, sharding=_whole(sharding))
-        item = unflatten_dict(wanted, sep="/")
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-            args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-            found = flatten_dict(reader.restore(self.state, args=args), sep="/")
+        found = read_arrays(self.state, wanted)
         arrays = {path: found.pop(self.stored[path][0]) for path in shardings}  # so that none outlives its merging
         for path in (path for path in shardings if path in self.adapters):  # in one order on all hosts
             adapter = {name: found[place] for name, (place, _) in self.adapters[path].items()}
@@ -104,19 +104,38 @@ def open_run(path: Path) -> Trained:
     system = rebuilt(experiment.get("system"))
     config = system.text.decoder if isinstance(system, LanguageModel) else system
     family = of_config(config)
-    steps = [int(entry.name) for entry in (path / CHECKPOINTS).glob("*") if entry.name.isdigit()]
-    if not steps:
-        raise InputError(f"reading {path}: the run has no checkpoint yet; train first")
-    state = (path / CHECKPOINTS / str(max(steps)) / STATE).resolve()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.metadata(state).item_metadata.tree
+    state = newest_state(path)
+    leaves = stored_leaves(state)
     shape = outline(config, family)
-    leaves = flatten_dict(found, sep="/")
     stored = {name: _place(name, shape, leaves, state) for name in shape.boxed}
     tokenizer = experiment.get("data", {}).get("preprocess", {}).get("tokenizer") or {}
     tokenizer = None if known(tokenizer.get("type")) is None else rebuilt(tokenizer)
     adapters = {name: adapter for name in stored if (adapter := _adapter(name, shape, leaves))}
-    return Trained(config, family, shape, state, stored, path, tokenizer, adapters=adapters)
+    run = str(experiment.get("name")), int(state.parent.name)
+    return Trained(config, family, shape, state, stored, path, tokenizer, adapters=adapters, run=run, system=system)
+
+
+def newest_state(path: Path) -> Path:
+    """The folder of the newest checkpoint's state; raises `InputError` where the run has none."""
+    steps = [int(entry.name) for entry in (path / CHECKPOINTS).glob("*") if entry.name.isdigit()]
+    if not steps:
+        raise InputError(f"reading {path}: the run has no checkpoint yet; train first")
+    return (path / CHECKPOINTS / str(max(steps)) / STATE).resolve()
+
+
+def stored_leaves(state: Path) -> dict[str, Any]:
+    """What a state holds: path -> shape and dtype."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return flatten_dict(reader.metadata(state).item_metadata.tree, sep="/")
+
+
+def read_arrays(state: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The arrays of a state at these paths, in these dtypes and shardings; no other is read."""
+    item = unflatten_dict(dict(wanted), sep="/")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+        return flatten_dict(reader.restore(state, args=args), sep="/")
 
 
 def _place(name: str, shape: Outline, leaves: Mapping[str, Any], state: Path) -> tuple[str, np.dtype]:

@@ -43,6 +43,7 @@ def dense_next_token_loss(
     *,
     vocab: int,
     bias: Float[Array, " rows"] | None = None,
+    weights: Float[Array, "B T"] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Sums:
@@ -54,8 +55,9 @@ def dense_next_token_loss(
     nll = -jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], axis=-1)[..., 0]
     losses = (1 - label_smoothing) * nll - label_smoothing * log_p.mean(axis=-1) + z_loss * log_z**2
     right = valid & (jnp.argmax(logits, axis=-1) == labels)
-    metrics = {"nll": jnp.sum(jnp.where(valid, nll, 0)), "correct": jnp.sum(right).astype(nll.dtype)}
-    return jnp.sum(jnp.where(valid, losses, 0)), jnp.sum(valid), metrics
+    weights = jnp.where(valid, jnp.ones_like(nll) if weights is None else weights, 0)
+    metrics = {"nll": jnp.sum(weights * nll), "correct": jnp.sum(weights * right)}
+    return jnp.sum(weights * losses), jnp.sum(valid), metrics
 
 
 def next_token_loss(
@@ -66,6 +68,7 @@ def next_token_loss(
     vocab: int,
     chunk: int,
     bias: Float[Array, " rows"] | None = None,
+    weights: Float[Array, "B T"] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     axes: Axes = UNSHARDED,
@@ -86,24 +89,28 @@ def next_token_loss(
             device, a TPU makes no copies to align them.
         chunk: tokens whose logits [chunk, V] are in memory at a time, over all devices that share a head.
         bias: added to the logits (BERT).
+        weights: what each position's loss is multiplied with, 1 unless given; they get no gradient. (VQA: how many
+            people gave the answer.)
         label_smoothing: e, at least 0 and below 1.
         z_loss: z, e.g. 1e-4.
         axes: how the arrays lie on the mesh in context. A head with its columns over all of its axes stays where it is;
             one with its width over some is copied once, and its gradient back.
 
     Returns:
-        The sum of the losses; the number of labels; and sums that fall off without cost, without gradient: `nll`
-        (neither smoothed nor with z-loss) and `correct`, labels whose logit is above all others.
+        The sum of the losses; the number of labels, whatever their weights; and sums that fall off without cost, without gradient: `nll`
+        (neither smoothed nor with z-loss) and `correct`, labels whose logit is above all others, both weighted.
 
     Raises:
         ValueError: shapes or numbers do not fit, an axis is not of the mesh, or the devices do not divide B or T.
     """
     parts = _check(hidden, head, labels, bias, vocab, chunk, label_smoothing, z_loss, axes)
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(f"next-token loss: weights {weights.shape} and labels {labels.shape} must both be [B, T]")
     if missing := -head.shape[1] % parts:
         head = jnp.pad(head, ((0, 0), (0, missing)))
         bias = None if bias is None else jnp.pad(bias, (0, missing))
     settings = Settings(vocab, chunk, label_smoothing, z_loss, axes)
-    loss, metrics = _differentiable(settings, hidden, head, bias, labels)
+    loss, metrics = _differentiable(settings, hidden, head, bias, labels, weights)
     return loss, jnp.sum(labels != IGNORED, dtype=jnp.int32), lax.stop_gradient(metrics)
 
 
@@ -118,7 +125,7 @@ def _run(settings: Settings, wanted: Gradients, *arrays: Any) -> tuple[tuple[Arr
         specs = (rows if wanted.hidden else None, matrix if wanted.head else None, vector if wanted.bias else None)
         function = jax.shard_map(
             function,
-            in_specs=(rows, matrix, vector, rows),
+            in_specs=(rows, matrix, vector, rows, rows),
             out_specs=(PartitionSpec(), Gradients(*specs)),
             axis_names=names,
             check_vma=False,
@@ -159,13 +166,14 @@ def _check(hidden, head, labels, bias, vocab, chunk, label_smoothing, z_loss, ax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(settings: Settings, hidden, head, bias, labels) -> tuple[Array, Metrics]:
-    return _run(settings, NOTHING, hidden, head, bias, labels)[0]
+def _differentiable(settings: Settings, hidden, head, bias, labels, weights) -> tuple[Array, Metrics]:
+    return _run(settings, NOTHING, hidden, head, bias, labels, weights)[0]
 
 
-def _forward(settings: Settings, hidden, head, bias, labels):
+def _forward(settings: Settings, hidden, head, bias, labels, weights):
     wanted = Gradients(hidden.perturbed, head.perturbed, bias is not None and bias.perturbed)
-    values = (hidden.value, head.value, None if bias is None else bias.value, labels.value)
+    bias, weights = (None if x is None else x.value for x in (bias, weights))
+    values = (hidden.value, head.value, bias, labels.value, weights)
     return _run(settings, wanted, *values)
 
 
@@ -174,7 +182,7 @@ def _backward(settings: Settings, gradients: Gradients, cotangents):
     if isinstance(slope, SymbolicZero):
         gradients = NOTHING
     scaled = (None if g is None else (slope * g.astype(jnp.float32)).astype(g.dtype) for g in gradients)
-    return *scaled, None
+    return *scaled, None, None
 
 
 _differentiable.defvjp(_forward, _backward, symbolic_zeros=True)

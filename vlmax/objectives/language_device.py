@@ -223,6 +223,7 @@ def on_device(
     head: Float[Array, "d w"],
     bias: Float[Array, " w"] | None,
     labels: Int[Array, "b t"],
+    weights: Float[Array, "b t"] | None,
 ) -> tuple[Float[Array, "3"], Gradients]:
     """Sums over all devices and the gradients of this device's arrays."""
     embed, gathered = settings.axes.embed, settings.gathered
@@ -232,14 +233,15 @@ def on_device(
         mine = lax.axis_index(embed) * size if embed else 0
         columns = replace(columns, bias=lax.dynamic_slice_in_dim(bias, mine, size))
     flat_hidden, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    flat = (flat_hidden, flat_labels, *(() if weights is None else (weights.reshape(-1),)))
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
 
     def block(carry: tuple[Array, Any, Any], start: Int[Array, ""] | int, size: int) -> tuple[Any, Any]:
         sums, d_head, d_bias = carry
-        here = (lax.dynamic_slice_in_dim(x, start, size) for x in (flat_hidden, flat_labels))
-        tokens, labels = (lax.all_gather(x, gathered, tiled=True) if gathered else x for x in here)
+        here = (lax.dynamic_slice_in_dim(x, start, size) for x in flat)
+        tokens, labels, *weight = (lax.all_gather(x, gathered, tiled=True) if gathered else x for x in here)
         tile = columns.tile(tokens, labels)
-        known = jnp.where((labels >= 0) & (labels < settings.vocab), 1.0, jnp.nan)
+        known = jnp.where((labels >= 0) & (labels < settings.vocab), weight[0] if weight else 1.0, jnp.nan)
         counts = jnp.where(labels == IGNORED, 0.0, known)
         sums = sums + columns.sums(tile, counts)
         if not any(wanted):

@@ -46,6 +46,8 @@ DEFAULT_RULES: Rules = (
     ("height", ()),
     ("width", ()),
     ("channels", ()),
+    # carried state
+    ("queue", ("data", "fsdp")),
 )
 
 

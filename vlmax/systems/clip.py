@@ -25,11 +25,10 @@ from vlmax.models.encoders.resnet import ModifiedResNet, ResNet
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
 from vlmax.models.layers.axes import constrain, mesh_axes, parameter
+from vlmax.models.layers.norms import unit
+from vlmax.models.pixels import OPENAI_MEAN, OPENAI_STD, normalised
 from vlmax.objectives.contrastive import sigmoid_contrastive, softmax_contrastive
 from vlmax.systems.system import Batch, Carried, Metrics, Params
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,12 +241,6 @@ class CLIP:
         return _CLIPModule(self).apply({"params": params, **carried}, text, method="encode_text")
 
 
-def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
-    """Rows of length 1, in float32; a row of zeros stays zero and has a gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-
-
 class _CLIPModule(nn.Module):
     """The two encoders and their projections; the learned scalars of the objective."""
 
@@ -266,11 +259,7 @@ class _CLIPModule(nn.Module):
 
     def encode_image(self, image: UInt8[Array, "B h w 3"], deterministic: bool = True) -> Float[Array, "B E"]:
         config = self.config
-        # One multiply-add from bytes to normalised pixels: (x / 255 - mean) / std.
-        scale = jnp.asarray([1 / (255 * s) for s in config.std], jnp.float32)
-        shift = jnp.asarray([-m / s for m, s in zip(config.mean, config.std, strict=True)], jnp.float32)
-        pixels = (image.astype(jnp.float32) * scale + shift).astype(config.dtype)
-        pixels = constrain(pixels, "batch", "height", "width", "channels")
+        pixels = normalised(image, config.mean, config.std, config.dtype)
         pooled = self.image(pixels, deterministic=deterministic or config.lock_image).pooled
         if config.lock_image:
             pooled = jax.lax.stop_gradient(pooled)

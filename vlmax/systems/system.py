@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 Params = PyTree[Array]
 Carried = PyTree[Array]
@@ -131,5 +132,75 @@ class Scores(Protocol):
         """Sums over the learned tokens of every row, as in evaluation: `nll` in nats, `right` and `tokens`.
 
         A token is right where its logit is the highest; `tokens` is how many are learned.
+        """
+        ...
+
+
+@runtime_checkable
+class Instructed(Protocol):
+    """A system with a part that reads instructions, in the tokens of another tokenizer than that of its texts."""
+
+    def check_instruction(self, tokenizer: Any) -> None:
+        """Raises InputError where the tokens of instructions do not fit the part that reads them."""
+        ...
+
+
+class Prompted(NamedTuple):
+    """What a decoder goes on from, row by row.
+
+    Attributes:
+      inputs: tokens, or embeddings such as those of an image with its prompt.
+      valid: 1 for what is read, 0 for padding, which may stand anywhere: it is moved to the left.
+      context: what a decoder with cross-attention attends to, such as the tokens of an image; None for the others.
+      context_valid: 1 for what of the context is seen, 0 for padding; None: all of it is.
+    """
+
+    inputs: Int[Array, "B P"] | Float[Array, "B P D"]
+    valid: Int[Array, "B P"]
+    context: Float[Array, "B N C"] | None = None
+    context_valid: Int[Array, "B N"] | None = None
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A system that writes texts about images, as captioning and answering questions need it."""
+
+    def decoder_module(self) -> nn.Module:
+        """What writes: one of vlmax/models/decoders, built; the same (equal) module at every call."""
+        ...
+
+    def decoder_params(self, params: Params) -> PyTree[Array]:
+        """What the module's `apply` takes, e.g. `{"params": params["decoder"]}`.
+
+        A choice of leaves, without arithmetic: it is not compiled, so that weights are not copied.
+        """
+        ...
+
+    def prompted(self, params: Params, carried: Carried, batch: Batch) -> Prompted:
+        """What the decoder goes on from, as in evaluation.
+
+        Args:
+          params: of the system.
+          carried: beside them.
+          batch: `image` uint8 `[B, height, width, 3]`; `prompt` int32 `[B, P]`, tokens with their marks, padded at the
+            left; `prompt_valid` int32 `[B, P]`, 1 for tokens and 0 for padding. A prompt has at least one token.
+        """
+        ...
+
+
+@runtime_checkable
+class Matches(Embeds, Protocol):
+    """A system that also reads an image and a text together and says whether they match, as re-ranking needs it."""
+
+    def image_tokens(self, params: Params, carried: Carried, image: Array) -> Float[Array, "B N D"]:
+        """What `match` needs of uint8 images, as in evaluation; it is computed once for all texts of an image."""
+        ...
+
+    def match(
+        self, params: Params, carried: Carried, image_tokens: Float[Array, "B N D"], text: Int[Array, "B T"]
+    ) -> Float[Array, " B"]:
+        """The logit of "match" of every pair, which re-ranking adds to the similarity of the features.
+
+        `text` holds tokens as `text_features` takes them.
         """
         ...

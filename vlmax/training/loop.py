@@ -96,7 +96,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> dict[str, float]:
         step, state, _ = restored
         tensorboard = experiment.reports.tensorboard
         reporter = stack.enter_context(Reporter(workdir, experiment.steps, step, tensorboard=tensorboard))
-        scores = Evaluator(run, reporter.message, lambda info: None)(state)
+        scores = Evaluator(run, workdir, reporter.message, lambda info: None)(state)
         reporter.write(step, scores)
         reporter.table("scores", ("score", "value"), sorted(scores.items()))
         return scores
@@ -165,7 +165,7 @@ class Loop:
             train_flops_per_example(experiment.system.flops_per_example(), run.frozen_parts),
             None if peak is None else peak * jax.device_count(),
         )
-        self.evaluator = Evaluator(run, reporter.message, self.quarantine.add)
+        self.evaluator = Evaluator(run, workdir, reporter.message, self.quarantine.add)
         self.counts: dict[str, int] = {}
         self.position: dict[str, Any] = {}
         self.saved_step: int | None = None

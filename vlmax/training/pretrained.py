@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
+from vlmax.interop.fitting import Fitting
+from vlmax.interop.model import STATISTICS
 from vlmax.interop.pretrained import Plan, Pretrained, plan
 from vlmax.training import patterns
 from vlmax.training.state import TrainState
@@ -23,12 +27,15 @@ class Held(NamedTuple):
 
 
 def held(state: TrainState) -> dict[str, Held]:
-    """All parameters and carried arrays, by their paths in the system."""
+    """All arrays of the model, parameters and statistics, by their paths in the system."""
     found: dict[str, Held] = {}
     for field in ("trainable", "frozen", "carried"):
         for path, array in patterns.flatten(getattr(state, field)).items():
-            # Carried arrays have the name of their collection, such as batch_stats, before them.
-            found[path.partition("/")[2] if field == "carried" else path] = Held(field, path, array)
+            collection, _, rest = path.partition("/")  # of a carried array, before its path
+            if field != "carried":
+                found[path] = Held(field, path, array)
+            elif collection in STATISTICS:
+                found[rest] = Held(field, path, array)
     return found
 
 
@@ -48,13 +55,39 @@ def start(state: TrainState, found: Sequence[Plan]) -> TrainState:
     places = held(state)
     fields = {place.field: patterns.flatten(getattr(state, place.field)) for place in places.values()}
     for one in found:
-        into = {theirs: places[ours] for ours, theirs in one.paths.items()}
-        shardings = {path: place.array.sharding for path, place in into.items()}
-        dtypes = {path: place.array.dtype for path, place in into.items()}
-        for place in into.values():
-            place.array.delete()
-        arrays = one.opened.read(shardings, dtypes)
-        for theirs, place in into.items():
-            fields[place.field][place.path] = arrays[theirs]
+        into = {ours: places[ours] for ours in one.paths}
+        fresh = {ours: into[ours].array[how.stored :] for ours, how in one.fitted.items() if how.grows}
+        shardings, dtypes = {}, {}
+        for ours, place in into.items():
+            theirs, array = one.paths[ours], place.array
+            # With another number of rows it may not divide over the devices; it is laid out when it has been fitted.
+            shardings[theirs] = whole(array.sharding) if ours in one.fitted else array.sharding
+            dtypes[theirs] = jnp.promote_types(array.dtype, dtypes.get(theirs, array.dtype))
+            array.delete()
+        arrays, takers = one.opened.read(shardings, dtypes), collections.Counter(one.paths.values())
+        for ours, place in into.items():
+            array = arrays[one.paths[ours]]
+            if ours in one.fitted or takers[one.paths[ours]] > 1:
+                array = placed(array, place.array, one.fitted.get(ours), fresh.get(ours))
+            fields[place.field][place.path] = array
     state = dataclasses.replace(state, **{field: patterns.unflatten(arrays) for field, arrays in fields.items()})
     return dataclasses.replace(state, ema=jax.tree.map(jnp.copy, state.trainable)) if state.ema else state
+
+
+def placed(
+    array: jax.Array, like: jax.Array, fitted: Fitting | None = None, fresh: jax.Array | None = None
+) -> jax.Array:
+    """An array of the checkpoint, fitted, then stored and laid out as `like` is.
+
+    In memory of its own: one source may go to two places, and a step is given both to overwrite.
+    """
+
+    def make(array: jax.Array, fresh: jax.Array | None) -> jax.Array:
+        return (jnp.copy(array) if fitted is None else fitted(array, fresh)).astype(like.dtype)
+
+    return jax.jit(make, out_shardings=like.sharding)(array, fresh)
+
+
+def whole(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """On the same devices, not split."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding

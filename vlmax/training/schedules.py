@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the optimizer step, never of epochs or microbatches.
+"""Learning-rate schedules as functions of the optimizer step, never of microbatches; an epoch is a number of steps.
 
 Step k is the k-th update counted from 0. Warm-up rises linearly from 0 at step 0 to `peak` at step `warmup_steps`, so
 the first update of a run with warm-up moves nothing; the decay reaches `end` at step `total_steps`, one after the
@@ -119,7 +119,71 @@ class Rsqrt:
         return _warm_up(self.peak, self.warmup_steps, after)
 
 
-Schedule = Cosine | Linear | Constant | Rsqrt
+@dataclasses.dataclass(frozen=True)
+class EpochDecay:
+    """Within the first epoch a line from `start` to `peak`; then max(end, peak decay^epoch), the same all epoch long.
+
+    BLIP's pretraining (Li et al. 2022: decay 0.85; the public code: 0.9). A warm-up longer than an epoch ends with it.
+    """
+
+    peak: float
+    """The highest learning rate."""
+    epoch_steps: int
+    """Steps of an epoch."""
+    decay: float = 0.9
+    """From one epoch to the next."""
+    warmup_steps: int = 0
+    """Steps from `start` to the peak."""
+    start: float = 1e-6
+    """The learning rate at step 0 of a warm-up."""
+    end: float = 1e-6
+    """No learning rate is below it."""
+
+    def build(self, total_steps: int) -> optax.Schedule:
+        """The learning rate at a step.
+
+        Raises:
+          InputError: the warm-up is longer than the run, or a number makes no sense.
+        """
+        _check(self.peak, self.warmup_steps, total_steps)
+        _check_end(self.peak, self.end)
+        _check_epoch(self.epoch_steps)
+        if not 0 < self.decay <= 1 or not 0 <= self.start <= self.peak:
+            raise InputError(
+                f"optimizer.schedule: decay is {self.decay} and start {self.start}; they must be above 0 and at most 1, "
+                f"and between 0 and the peak, {self.peak}"
+            )
+
+        def rate(step):
+            epoch = step // self.epoch_steps
+            after = jnp.maximum(self.end, self.peak * self.decay**epoch)
+            warm = self.start + (self.peak - self.start) * step / max(self.warmup_steps, 1)
+            return jnp.where((epoch == 0) & (step < self.warmup_steps), warm, after)
+
+        return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochCosine:
+    """Half a cosine from `peak` to `end`, the same all epoch long: BLIP's fine-tunings."""
+
+    peak: float
+    """The highest learning rate, that of the first epoch."""
+    epoch_steps: int
+    """Steps of an epoch."""
+    end: float = 0.0
+    """The learning rate that an epoch after the last would have."""
+
+    def build(self, total_steps: int) -> optax.Schedule:
+        """The learning rate at a step; raises `InputError` where a number makes no sense."""
+        _check(self.peak, 0, total_steps)
+        _check_end(self.peak, self.end)
+        _check_epoch(self.epoch_steps)
+        smooth = optax.cosine_decay_schedule(self.peak, total_steps, self.end / self.peak)
+        return lambda step: smooth(step // self.epoch_steps * self.epoch_steps)
+
+
+Schedule = Cosine | Linear | Constant | Rsqrt | EpochDecay | EpochCosine
 
 
 def _warm_up(peak: float, warmup_steps: int, after: optax.Schedule) -> optax.Schedule:
@@ -144,3 +208,8 @@ def _check(peak: float, warmup_steps: int, total_steps: int) -> None:
 def _check_end(peak: float, end: float) -> None:
     if not 0 <= end <= peak:
         raise InputError(f"optimizer.schedule.end is {end}; it must lie between 0 and the peak, {peak}")
+
+
+def _check_epoch(steps: int) -> None:
+    if steps < 1:
+        raise InputError(f"optimizer.schedule.epoch_steps is {steps}; it must be at least 1")

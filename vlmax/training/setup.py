@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.meta import is_axis_metadata
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -21,7 +22,7 @@ from vlmax.errors import InputError
 from vlmax.experiment import Experiment, nearest_multiple
 from vlmax.sharding.rules import rule_table, shardings, state_shardings, unboxed
 from vlmax.sharding.tables import Table, sharding_table, trainable_table
-from vlmax.systems.system import Params
+from vlmax.systems.system import Instructed, Params
 from vlmax.training import patterns
 from vlmax.training.groups import split
 from vlmax.training.optimizers import Built
@@ -30,6 +31,7 @@ from vlmax.training.state import TrainState, zero
 from vlmax.training.step import train_step
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+CARRIED = "carried"  # its paths begin so in messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +103,9 @@ def prepare(experiment: Experiment, mesh: jax.sharding.Mesh) -> Run:
     example = {name: jnp.zeros((mesh.size, *x.shape), x.dtype) for name, x in system.inputs().items()}
     boxed, boxed_carried = jax.eval_shape(system.init, key, example)
     rules = rule_table(experiment.rules, mesh)
-    param_shardings = shardings(boxed, mesh, rules)
-    carried_shardings = replicated(boxed_carried, mesh)
+    placed_all = shardings({**boxed, CARRIED: with_axes(boxed_carried)}, mesh, rules)
+    carried_shardings = placed_all.pop(CARRIED)
+    param_shardings = placed_all
     optimizer = experiment.optimizer.build(boxed, experiment.steps, locked=system.locked())
 
     def fresh() -> TrainState:
@@ -149,9 +152,13 @@ def prepare(experiment: Experiment, mesh: jax.sharding.Mesh) -> Run:
     )
 
 
-def replicated(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree[NamedSharding]:
-    """Every leaf whole on every device: batch statistics are small."""
-    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), unboxed(tree))
+def with_axes(tree: PyTree) -> PyTree:
+    """The carried state with every leaf in a box: one that has none, as batch statistics, is whole on every device."""
+
+    def box(leaf: Any) -> Any:
+        return leaf if is_axis_metadata(leaf) else nn.LogicallyPartitioned(leaf, (None,) * leaf.ndim)
+
+    return jax.tree.map(box, tree, is_leaf=is_axis_metadata)
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
@@ -183,3 +190,6 @@ def check_features(experiment: Experiment) -> None:
     tokenizer = getattr(experiment.data.preprocess, "opened", None)
     if tokenizer is not None:
         experiment.system.check_tokenizer(tokenizer)
+    instruction = getattr(experiment.data.preprocess, "instruction", None)
+    if instruction is not None and isinstance(experiment.system, Instructed):
+        experiment.system.check_instruction(instruction.opened)

@@ -92,6 +92,27 @@ def open_index(files: Sequence[File], kind: str, schema: pa.Schema, make: Callab
     return Index(_write(_folders(files[0]), name, schema, stamp, ends, (Index(p).part(0) for p in parts)))
 
 
+def open_joined(
+    files: Sequence[File], kind: str, schema: pa.Schema, make: Callable[[], Iterable[pa.RecordBatch]]
+) -> Index:
+    """The index of files that make one table together, such as questions and their answers, in parts of any length.
+
+    Args:
+      files: the source's files.
+      kind: names what is indexed and every option that changes the result; part of the file's name.
+      schema: the columns.
+      make: reads the files and gives the parts.
+    """
+    stamp = _digest([kind, str(schema), *([f.path, f.size, f.modified] for f in files)])
+    name = f"{kind}-{_digest([f.path for f in files])}.arrow"
+    for folder in _folders(files[0]):
+        if _stamp(os.path.join(folder, name)) == stamp:
+            return Index(os.path.join(folder, name))
+    parts = list(make())
+    ends = np.cumsum([part.num_rows for part in parts], dtype=np.int64)
+    return Index(_write(_folders(files[0]), name, schema, stamp, ends, parts))
+
+
 def _part(file: File, kind: str, schema: pa.Schema, make: Callable[[File], pa.RecordBatch]) -> str:
     """The path of one file's part, made where it has to be."""
     stamp = _digest([kind, str(schema), file.size, file.modified])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import csv
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -19,9 +18,9 @@ import pyarrow as pa
 
 from vlmax.data.example import BadRecord, Example
 from vlmax.data.sources import rows
-from vlmax.data.sources.files import File, OpenFiles, Ranges, find, join, open_file, parent, read_bytes, wrong
+from vlmax.data.sources.files import File, Ranges, find, open_file, parent, wrong
 from vlmax.data.sources.index import Index, open_index
-from vlmax.data.sources.zips import Zip
+from vlmax.data.sources.pictures import Pictures
 from vlmax.errors import InputError, nearest
 
 SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("line", pa.int64())])
@@ -30,17 +29,6 @@ Where = tuple[tuple[str, tuple[str, ...]], ...]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FIRST = 16  # rows looked at when a source is opened
 _LONGEST = 1000  # lines of one CSV row
-# What the path of a picture can be guilty of; any other error of the system is not the record's fault.
-_PATH_ERRORS = {
-    errno.ENOENT,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EINVAL,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +90,7 @@ class TableReader:
         self.index = index
         self.headers = headers
         self._ranges = Ranges(paths)
-        self._root = parent(paths[0]) if source.root is None else source.root
-        self._zips: OpenFiles[Zip] = OpenFiles(64)
+        self._pictures = Pictures(parent(paths[0]) if source.root is None else source.root)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -149,26 +136,7 @@ class TableReader:
             path = template.format_map(row)
         except (ValueError, TypeError) as error:
             raise BadRecord(f"the row's values do not make a path by {template!r}: {error}") from None
-        return rows.image_of(self._read(path), "the picture")
-
-    def _read(self, path: str) -> bytes:
-        if path.startswith("zip://"):
-            member, found, archive = path.removeprefix("zip://").partition("::")
-            if not found:
-                raise BadRecord(f"{path} does not say which zip file: zip://MEMBER::ARCHIVE.zip")
-            archive = join(self._root, archive)
-            return self._zips.get(archive, lambda: Zip(archive)).read(member)
-        path = join(self._root, path)
-        try:
-            return read_bytes(path)
-        except FileNotFoundError:
-            raise BadRecord(f"missing picture {path}") from None
-        except OSError as error:
-            if error.errno not in _PATH_ERRORS:
-                raise
-            raise BadRecord(f"picture {path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise BadRecord(f"picture {path!r} cannot be read: {error}") from None
+        return rows.image_of(self._pictures.read(path), "the picture")
 
 
 def columns_of(template: str) -> list[str]:

@@ -44,10 +44,7 @@ class Zip:
 
     def read(self, name: str) -> bytes:
         """The bytes of a member; raises `BadRecord` where it is missing or damaged."""
-        low, high = 0, len(self._names)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self._names[middle].as_py() < name else (low, middle)
+        low = self._first(name)
         if low == len(self._names) or self._names[low].as_py() != name:
             raise BadRecord(f"missing member {name} of {self._ranges.paths[0]}")
         member = {c: v[0] for c, v in self._part.slice(low, 1).to_pydict().items()}
@@ -65,6 +62,21 @@ class Zip:
         if len(data) != member["size"] or zlib.crc32(data) != member["crc"]:
             raise BadRecord(f"damaged member {name}: its checksum is wrong")
         return data
+
+    def names(self, folder: str) -> list[str]:
+        """The members right in a folder (`train2014/`; `` or `/` for the archive itself), without its name."""
+        prefix = folder.lstrip("/")
+        first, last = self._first(prefix), self._first(prefix + chr(0x10FFFF))
+        inside = self._names.slice(first, last - first).to_pylist()
+        return [rest for name in inside if "/" not in (rest := name.removeprefix(prefix))]
+
+    def _first(self, name: str) -> int:
+        """The place of the first member whose name is not below this."""
+        low, high = 0, len(self._names)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self._names[middle].as_py() < name else (low, middle)
+        return low
 
 
 def _index(file: File) -> pa.RecordBatch:

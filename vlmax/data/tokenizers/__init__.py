@@ -11,8 +11,11 @@ A tokenizer is picklable, so that it is opened once and travels into worker proc
 | T5, SigLIP, LLaMA, Vicuna | `SentencePiece` |
 | LLaMA 3, Qwen2, whatever has a tokenizer.json | `TokenizerJson` |
 | none yet | `TrainedBpe` |
+
+`WithTokens` adds tokens to any of them but SentencePiece's.
 """
 
+from vlmax.data.tokenizers.added import WithTokens
 from vlmax.data.tokenizers.byte_bpe import ByteBpe, gpt2, opt
 from vlmax.data.tokenizers.clip import ClipBpe, clip_clean
 from vlmax.data.tokenizers.json_file import TokenizerJson
@@ -30,6 +33,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerJson",
     "TrainedBpe",
+    "WithTokens",
     "WordPiece",
     "clip_clean",
     "gpt2",

@@ -57,6 +57,16 @@ class ResNet:
         return self.image, self.image
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens that are no cell of the feature map: none."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """N, the cells of the last feature map."""
+        return (-(-self.image // _REDUCTION)) ** 2
+
+    @property
     def output_width(self) -> int:
         """Width of `pooled`."""
         return self.width
@@ -104,6 +114,16 @@ class ModifiedResNet:
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images it takes, in pixels."""
         return self.image, self.image
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens that are no cell of the feature map: none."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """N, the cells of the last feature map."""
+        return (-(-self.image // _REDUCTION)) ** 2
 
     @property
     def output_width(self) -> int:

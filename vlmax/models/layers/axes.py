@@ -4,6 +4,7 @@ Parameters: `embed`, `mlp`, `heads`, `kv_heads`, `head_dim`, `vocab`, `patch`, `
 `norm`.
 Activations: `batch`, `tokens`, `act_embed`, `act_mlp`, `act_heads`, `act_kv_heads`, `act_head_dim`, `act_vocab`,
 `height`, `width`, `channels`.
+Carried state: `queue`, the places of a queue of earlier features.
 """
 
 from __future__ import annotations

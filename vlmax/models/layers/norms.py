@@ -81,3 +81,9 @@ class RMSNorm(nn.Module):
 def norm(kind: NormKind, epsilon: float, dtype: DTypeLike, name: str | None = None) -> LayerNorm | RMSNorm:
     """The normalisation of that kind."""
     return (LayerNorm if kind == "layer" else RMSNorm)(epsilon, dtype, name=name)
+
+
+def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+    """Rows of length 1, in float32; a row of zeros stays zero and has a gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

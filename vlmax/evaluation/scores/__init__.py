@@ -1,0 +1,1 @@
+"""Scores of texts that a system writes about images: pure functions of what was written and what people wrote."""

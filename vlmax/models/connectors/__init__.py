@@ -1,0 +1,1 @@
+"""Connectors: image tokens to what a decoder reads."""

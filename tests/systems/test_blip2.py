@@ -92,6 +92,8 @@ def test_the_loss_is_the_sum_of_its_three_parts(group):
     expected, _ = matching_loss(jnp.stack(pairs, axis=1), other_image.exists, other_text.exists)
     assert parts[1] == pytest.approx(float(expected), rel=1e-4)
     np.testing.assert_allclose(STAGE_1.match(params, {}, tokens, BATCH["text"]), pairs[0][:, 1], atol=1e-5)
+    probability = STAGE_1.match_probability(params, {}, tokens, BATCH["text"])
+    np.testing.assert_allclose(probability, jax.nn.softmax(pairs[0])[:, 1], atol=1e-5)
 
     # Captioning: the text after its new first token, which no place predicts; padding is not learned.
     variables = {"params": params["qformer"]}

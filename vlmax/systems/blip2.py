@@ -222,6 +222,12 @@ class BLIP2:
         """The logit of "match" of every pair."""
         return self._pair_logits(params, image_tokens, text)[:, 1]
 
+    def match_probability(
+        self, params: Params, carried: Carried, image_tokens: Float[Array, "B N C"], text: Int[Array, "B T"]
+    ) -> Float[Array, " B"]:
+        """The probability that each text is one of its image's, as a filter of captions needs it."""
+        return jax.nn.softmax(self._pair_logits(params, image_tokens, text))[:, 1]
+
     # The parts. Without an rng they run as in evaluation.
 
     def _encoder(self):

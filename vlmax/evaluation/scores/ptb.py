@@ -67,8 +67,8 @@ def _rules() -> tuple[re.Pattern[str], ...]:
             rf"({letter}*[a-mo-z])n't{ends}",
             rf"({word})",
             # Apostrophes within words, and in place of a letter.
-            rf"((?-i:[A-HJ-XZn])'{letter}{{2,}}|{letter}*[aeiouy]'[aeiou]{letter}*|'n'?|(?:[ldj]|ol|dunkin|somethin)')",
-            rf"('(?:em|till?|cause|twixt|[2-9]0s){ends}|cap'n|c'mon|o'o|d'ye)",
+            rf"((?-i:[A-HJ-XZn])'{letter}{{2,}}|{letter}*[aeiou]'[aeiou]{letter}*|(?:[ldj]|ol|dunkin|somethin)')",
+            rf"('n'|'(?:n|em|till?|cause|twixt|[2-9]0s){ends}|cap'n|c'mon|d'ye)",
             rf"(y'){letter}",
             rf"('(?:m|s|d|re|ve|ll|em)|n't){ends}",
             # Addresses.
@@ -99,7 +99,7 @@ def _rules() -> tuple[re.Pattern[str], ...]:
             r"([?!]+)",
             r"(''|``)",
             r"(\*+|_+|@+|#+|<<|>>)",
-            rf"([<>]?[:;=][-o*']?[()dpo\\{{@|\[\]])(?!{sign})",
+            rf"([<>]?[:;=][-o*']?(?-i:[()DPdpO\\{{@|\[\]]))(?!{sign})",
             r"(\S)",
         )
     )

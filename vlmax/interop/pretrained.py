@@ -66,10 +66,6 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
         opened = _open(init, system)
     except InputError as error:
         raise InputError(f"{field}: {error}") from None
-    config = opened.config
-    for name in init.take.split("/"):
-        inner = getattr(config, name, None)
-        config = inner if dataclasses.is_dataclass(inner) else config  # what has none of its own goes by the whole's
     wanted = _inside(init.part, shapes, f"{field}.part")
     given = _inside(init.take, opened.outline.shapes(), f"{field}.take")
     wanted = {path: shape for path, shape in wanted.items() if path in given or not of_adapter(path)}
@@ -80,7 +76,7 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
         for path, shape in wanted.items()
         if path in given and given[path] != shape
     ]
-    problems = [*_differences(system, config), *problems]
+    problems = [*_differences(_inner(system, init.part), _inner(opened.config, init.take)), *problems]
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
@@ -95,11 +91,19 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
 def _open(init: Pretrained, system: Any) -> Opened | Trained:
     """The checkpoint, its vocabulary padded as the system's is; that of a run is as it was trained."""
     opened = open_model(init.path, init.family)
-    mine = _nearest(system, opened.config)
+    mine = _nearest(_inner(system, init.part), opened.config)
     multiple = getattr(mine, "vocab_multiple", None)
     if isinstance(opened, Opened) and multiple is not None and multiple != opened.config.vocab_multiple:
         return open_model(init.path, init.family, {"vocab_multiple": multiple})
     return opened
+
+
+def _inner(config: Any, part: str) -> Any:
+    """The configuration of a part; one that has none of its own goes by that of what it lies in."""
+    for name in part.split("/"):
+        inner = getattr(config, name, None)
+        config = inner if dataclasses.is_dataclass(inner) else config
+    return config
 
 
 def _join(prefix: str, path: str) -> str:
@@ -116,17 +120,17 @@ def _inside(prefix: str, shapes: Mapping[str, tuple[int, ...]], field: str) -> d
     return found
 
 
-def _differences(system: Any, config: Any) -> list[str]:
-    """How the system's configuration of that kind of model differs from the checkpoint's; [] where one does not."""
-    mine = _nearest(system, config)
+def _differences(part: Any, config: Any) -> list[str]:
+    """How the part's configuration of that kind of model differs from the checkpoint's; [] where one does not."""
+    mine = _nearest(part, config)
     if mine is None:
-        return [f"  the checkpoint holds a {type(config).__name__}, and the system has none"]
+        return [f"  the checkpoint holds a {type(config).__name__}, and that part of the system has none"]
     return _changed(mine, config, type(config).__name__)
 
 
-def _nearest(system: Any, config: Any) -> Any:
-    """The system's configuration of that kind of model that differs least; None where there is none."""
-    candidates = list(_of_type(system, type(config)))
+def _nearest(part: Any, config: Any) -> Any:
+    """The part's configuration of that kind of model that differs least; None where there is none."""
+    candidates = list(_of_type(part, type(config)))
     return min(candidates, key=lambda mine: len(_changed(mine, config, "")), default=None)
 
 

@@ -162,7 +162,7 @@ class Loop:
         peak = peak_flops(jax.devices()[0].device_kind)
         self.throughput = Throughput(
             data.batch_size,
-            train_flops_per_example(experiment.system.flops_per_example(), run.frozen_parts),
+            train_flops_per_example(experiment.system.flops_per_example(), run.passes()),
             None if peak is None else peak * jax.device_count(),
         )
         self.evaluator = Evaluator(run, reporter.message, self.quarantine.add)

@@ -14,6 +14,9 @@ from sentencepiece import sentencepiece_model_pb2
 from vlmax.data.tokenizers.tokenizer import Tokenizer, before_end, ends_of, read, wrong_file
 from vlmax.errors import InputError
 
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What stands for a space in a piece."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
@@ -128,8 +131,12 @@ class PieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids before the first that ends; marks, `<unk>` and added tokens are left out."""
         size, unknown = len(self.processor), self.processor.unk_id()
-        kept = before_end(ids, self.bos, self.ends)
-        return self.processor.decode([i for i in kept if i < size and i != unknown])
+        kept = [i for i in before_end(ids, self.bos, self.ends) if i < size and i != unknown]
+        text = self.processor.decode(kept)
+        # It drops all spaces at the beginning, also those that followed an `<unk>`; only the first is of its making.
+        pieces = "".join(map(self.processor.id_to_piece, kept))
+        spaces = len(pieces) - len(pieces.lstrip(SPACE)) - 1
+        return " " * (spaces - (len(text) - len(text.lstrip(" ")))) + text
 
 
 def _without_prefix(data: bytes) -> sentencepiece.SentencePieceProcessor:

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import transformers
 
 import vlmax
+from tests.parity.torch_imports import transformers as imported
+
+transformers = imported()
 
 SIZES = {"vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8}
 MODELS = {

@@ -106,7 +106,8 @@ def ours(arguments: argparse.Namespace) -> dict:
             cpu.append(time.process_time() - cpu_start)
             losses.append(float(value))
     return {
-        "impl": "vlmax", "part": arguments.part, "batch": rows, "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "impl": "vlmax", "part": arguments.part, "batch": rows,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "step_s": statistics.median(seconds), "cpu_s": statistics.median(cpu), "losses": [losses[0], losses[-1]],
     }  # fmt: skip
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from tests.parity.torch_imports import declare_operators
+
 
 def decoder(workload: dict, rows: int):
     """The language model, and its loss on random tokens."""
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     arguments = parser.parse_args()
+    declare_operators()
     torch.set_num_threads(os.cpu_count() or 1)
     name = {"decoder": "llava-tiny", "encoder": "clip-vit-b16"}[arguments.part]
     workload = json.loads((arguments.bench / "workloads.json").read_text())[name]

@@ -3,11 +3,13 @@
     python -m vlmax.train --config experiments/clip_shapes.py
 
 Hardware: two CPU cores. Time: 5 minutes, from the start of the program to its scores. Expected, on combinations of
-colour and shape that training never shows: zero-shot top-1 of 0.97 over 64 classes, and retrieval R@1 of 0.99 both
+colour and shape that training never shows: zero-shot top-1 of 0.99 over 64 classes, and retrieval R@1 of 0.97 both
 ways among 512 pictures with distinct captions (docs/performance.md).
 
 What makes it quick: a small ResNet, which sees shapes sooner than a ViT of the same cost and bears eight times the
-learning rate of the text encoder; and the mean of the text's tokens, through which every word counts from step 1.
+learning rate of the text encoder; the mean of the text's tokens, through which every word counts from step 1; and
+pictures of which three quarters hold a single object. With half of them single, one of the eight unseen combinations
+was often taken for its neighbour.
 
 Nothing is downloaded: pictures are rendered from their index, and the tokenizer is trained on the world's own captions.
 """
@@ -30,13 +32,14 @@ from vlmax.training.schedules import Cosine
 VARIANTS = ("base",)
 SIZE = 48  # pixels
 KINDS: tuple[Kind, ...] = ("single", "group")
+TRAINED: tuple[Kind, ...] = ("single", "single", "single", "group")
 
 
 def get_config(variant: str = "base") -> Experiment:
     """The experiment; it has no variants."""
     if variant not in VARIANTS:
         raise unknown_variant(variant, VARIANTS)
-    train, image = Shapes("train", size=SIZE, kinds=KINDS), ImageTransform(Squash(SIZE))
+    train, image = Shapes("train", size=SIZE, kinds=TRAINED), ImageTransform(Squash(SIZE))
     return Experiment(
         name="clip_shapes",
         system=CLIP(

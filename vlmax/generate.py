@@ -64,7 +64,7 @@ def run(command: Command) -> None:
             "put its files into the folder"
         )
     if jax.default_backend() == "cpu" and mesh.size == 1:
-        params = layer_by_layer(params)
+        params = layer_by_layer(params, free=True)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rule_table((), mesh)):
         if command.stream:
             continue_texts(model, params, tokenizer, command.prompt, command.settings, on_text=_print_part)

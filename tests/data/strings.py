@@ -117,7 +117,7 @@ def _emoji() -> list[str]:
     return [
         text
         for row in rows
-        for text in (row["emoji"], f"{row['caption']} {2 * row['emoji']}", row["emoji"] + row["caption_ja"])
+        for text in (row["emoji"], f"{row['caption']} {2 * row['emoji']}", row["emoji"] + (row["caption_ja"] or ""))
     ]
 
 

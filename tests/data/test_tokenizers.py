@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from tests.data.strings import digest_of_ids, digest_of_strings, varied
 from tests.shared import REPOSITORY, shared
@@ -297,6 +300,51 @@ def test_tokenizer_json_opens_what_training_wrote(tmp_path, trained):
     assert without.bos is None and without.eos is None
 
 
+@pytest.mark.parametrize(
+    ("single", "begins", "wanted"),
+    [
+        ("<bos> $A <eos>", False, (298,)),
+        ("<bos> <eos> $A", False, (298, 299)),
+        ("$A <eos>", True, ()),  # what the file says counts
+        (None, True, (298,)),
+        (None, False, ()),
+    ],
+)
+def test_what_begins_a_prompt_is_read_from_tokenizer_json(single, begins, wanted, tmp_path):
+    config = train_bpe(TEXTS, 300, tmp_path / "t.json")
+    assert config.open().begin == (298,)
+    written = json.loads((tmp_path / "t.json").read_text())
+    written["post_processor"] = None
+    fast = tokenizers.Tokenizer.from_str(json.dumps(written))
+    if single is not None:
+        fast.post_processor = processors.TemplateProcessing(single, special_tokens=[("<bos>", 298), ("<eos>", 299)])
+    fast.save(str(tmp_path / "t.json"))
+    tokenizer = dataclasses.replace(config, begins=begins).open()
+    assert tokenizer.begin == wanted and tokenizer.encode("a red star") == config.open().encode("a red star")
+
+
+def test_what_begins_a_prompt_of_each_family(clip, trained):
+    assert byte_bpe(gpt2, "gpt2").begin == () and byte_bpe(opt, "opt").begin == (2,)
+    assert clip.begin == (clip.bos,) and trained.begin == (trained.bos,)
+
+
+def test_what_begins_a_prompt_of_sentence_piece(tmp_path):
+    path, sizes = tmp_path / "a.model", {"vocab_size": 30, "hard_vocab_limit": False, "minloglevel": 2}
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS * 9), model_writer=file, **sizes)
+    config = SentencePiece(str(path), 0)  # with marks as LLaMA's: <unk>, <s>, </s>
+    assert config.open().begin == (1,) and dataclasses.replace(config, begins=False).open().begin == ()
+    assert t5().begin == () and t5().bos is None
+
+
+def test_a_text_ends_at_any_of_the_ends(trained):
+    for tokenizer in (trained, llama()):
+        ids = tokenizer.encode("a red star")
+        assert tokenizer.ends == (tokenizer.eos,) and tokenizer.decode(ids) == "a red star"
+        chat = dataclasses.replace(tokenizer, further_ends=(ids[-1], tokenizer.eos))
+        assert chat.ends == (tokenizer.eos, ids[-1]) and chat.decode(ids) == tokenizer.decode(ids[:-1])
+
+
 def test_tokenizers_are_picklable(clip, trained):
     for tokenizer in (clip, trained, SentencePiece(str(shared("data", "tokenizers", "t5", "spiece.model"))).open()):
         again = pickle.loads(pickle.dumps(tokenizer))
@@ -343,11 +391,12 @@ def test_a_missing_file_is_named(config, field):
     assert config.path in str(error.value) and field in str(error.value)
 
 
-DAMAGED = gzip.compress(b"one")[:10] + b"\xff" * 20
+DAMAGED = gzip.compress(b"one", mtime=0)[:10] + b"\xff" * 20
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", gzip.compress(b"one\ntwo three\n"), gzip.compress(b"\xff\xfe"), DAMAGED]
+    "content",
+    [b"", b"hello", gzip.compress(b"one\ntwo three\n", mtime=0), gzip.compress(b"\xff\xfe", mtime=0), DAMAGED],
 )
 def test_another_file_is_refused(content, tmp_path):
     path = tmp_path / "file"

@@ -56,11 +56,24 @@ def test_prompts_get_their_marks(tokenizer):
     ids = tokenizer.encode("a red circle")
     assert prompt_tokens(tokenizer, "a red circle", False) == [tokenizer.bos, *ids]
     assert prompt_tokens(tokenizer, "a red circle", True) == [*ids, tokenizer.eos]
-    one_mark = dataclasses.replace(tokenizer, bos=tokenizer.pad_id)
+    one_mark = dataclasses.replace(tokenizer, begin=())  # as GPT-2's
     assert prompt_tokens(one_mark, "a red circle", False) == ids
     assert prompt_tokens(tokenizer, "", False) == [tokenizer.bos]
     with pytest.raises(InputError, match="prompt is empty"):
         prompt_tokens(one_mark, "", False)
+
+
+def test_every_end_ends_a_text_and_is_no_part_of_it(built, tokenizer):
+    model, params = built["llama"]
+    prompts = [prompt_tokens(tokenizer, text, False) for text in TEXTS]
+    free = generate(model, params, prompts, GREEDY).tokens
+    chat = dataclasses.replace(tokenizer, eos=free[0][2], further_ends=(free[0][2], free[1][1]))
+    assert marks_of(chat).eos == (free[0][2], free[1][1])
+    found = continue_texts(model, params, chat, TEXTS, GREEDY)
+    for text, tokens in zip(found, free, strict=True):
+        places = [i for i, token in enumerate(tokens) if token in chat.ends]
+        assert text == tokenizer.decode(tokens[: min(places, default=len(tokens))])
+    assert len(found[1]) < len(tokenizer.decode(free[1]))
 
 
 def test_a_text_ends_before_the_first_stop_string():

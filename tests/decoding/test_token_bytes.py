@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.shared import shared
 from vlmax.data.tokenizers import SentencePiece, Tokenizer, gpt2, train_bpe
+from vlmax.decoding import token_bytes as module
 from vlmax.decoding.token_bytes import BYTES, token_bytes
 from vlmax.errors import InputError
 
@@ -31,6 +34,22 @@ def test_the_bytes_of_tokens_make_the_text(trained):
     assert {bytes([byte]) for byte in range(256) if byte not in range(65, 91)} <= set(pieces)
 
 
+def test_they_are_found_once_for_a_tokenizer(trained, monkeypatch):
+    again, calls = dataclasses.replace(trained), []
+    found = token_bytes(again, 335)
+    monkeypatch.setattr(type(again), "decode", lambda *_: calls.append(1))
+    assert token_bytes(again, 335) is found and not calls
+    size = len(module._FOUND)
+    del again, found
+    assert len(module._FOUND) == size - 1
+
+
+def test_ends_have_no_bytes(trained):
+    (letter,) = trained.encode("q")[-1:]
+    assert token_bytes(trained, 335)[letter]
+    assert token_bytes(dataclasses.replace(trained, further_ends=(letter,)), 335)[letter] == b""
+
+
 def test_gpt2_s_alphabet_has_every_byte_once():
     assert sorted(BYTES.values()) == list(range(256))
     assert BYTES["A"] == 65 and BYTES["\u0120"] == 32
@@ -53,7 +72,7 @@ def test_published_vocabularies(name):
 
 def test_a_tokenizer_without_letters_is_refused():
     class Digits:
-        vocab_size, pad_id, bos, eos = 10, 0, None, None
+        vocab_size, pad_id, bos, eos, begin, ends = 10, 0, None, None, (), ()
 
         def encode(self, text):
             return [int(letter) for letter in text]

@@ -57,6 +57,7 @@ MODELS: dict[str, tuple[str, Any]] = {
     "opt": ("huggingface", OPT(**LANGUAGE)),
     "opt 350m": ("huggingface", OPT(**LANGUAGE, token_width=8, post_norm=True)),
     "t5 v1.1": ("huggingface", T5(**LANGUAGE, head_dim=6, vocab_multiple=8)),
+    "t5 of BLIP-2": ("huggingface", T5(**LANGUAGE, head_dim=4, activation="gelu")),
     "t5 v1.0, another decoder": (
         "huggingface",
         T5(**LANGUAGE, head_dim=4, decoder_depth=3, tied=True, gated=False, activation="relu"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,8 @@ from tests.interop.test_safetensors import sources
 from vlmax.errors import InputError
 from vlmax.interop import safetensors
 from vlmax.interop.converting import convert
-from vlmax.interop.exporting import export
+from vlmax.interop.exporting import export, save
+from vlmax.interop.families import of_config
 from vlmax.interop.loading import open_model
 from vlmax.models.decoders.bert import BERT
 from vlmax.models.decoders.llama import LLaMA
@@ -48,6 +50,7 @@ def configure(folder, **fields):
 def refused(folder, *words, family=None):
     with pytest.raises(InputError) as caught:
         open_model(folder, family)
+    assert str(folder) in str(caught.value)
     for word in words:
         assert word in str(caught.value), caught.value
 
@@ -164,6 +167,8 @@ def test_a_damaged_shard(tmp_path):
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type is 'yarn'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
+        ({"rope_scaling": "linear"}, "of another kind"),
+        ({"hidden_size": "16"}, "of another kind"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 1e4}},
             "partial_rotary_factor is 0.5",
@@ -172,7 +177,7 @@ def test_a_damaged_shard(tmp_path):
 )
 def test_what_our_model_cannot_express(model, fields, words):
     configure(model, **fields)
-    refused(model, "config.json", words)
+    refused(model, "config", words)
 
 
 def test_of_two_descriptions_the_one_counts_that_transformers_takes(model, tmp_path):
@@ -226,6 +231,8 @@ def test_weights_alone(tmp_path):
 
 BASE = {"width": 16, "depth": 1, "heads": 2, "mlp": 16}
 PICTURE = {**BASE, "image": 8, "patch": 4}
+RESNETS = MODELS["clip resnet, open_clip layout"][1]
+TANH = dataclasses.replace(RESNETS.text, activation="gelu_tanh")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +249,8 @@ PICTURE = {**BASE, "image": 8, "patch": 4}
         (MODELS["clip"][1], "siglip", "an image encoder of another kind"),
         (CLIP(ViT(**PICTURE), MODELS["clip text"][1], objective=Sigmoid()), "huggingface", "sigmoid"),
         (MODELS["clip resnet, open_clip layout"][1], "huggingface", "no ViT"),
+        (dataclasses.replace(RESNETS, text=TANH), "open_clip", "the activation gelu_tanh"),
+        (CLIP(MODELS["resnet"][1], MODELS["clip text"][1]), "open_clip", "a plain ResNet"),
         (LLaMA(**LANGUAGE), "gpt2", "no model like LLaMA"),
         (LLaMA(**LANGUAGE), "hugging_face", "did you mean 'huggingface'"),
     ],
@@ -256,6 +265,20 @@ def test_an_export_over_something(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="there is something already"):
         export(tmp_path, MODELS["llama"][1], {})
+
+
+@pytest.mark.parametrize("write", [export, lambda to, config, arrays: save(to, config, of_config(config), arrays)])
+def test_arrays_that_are_not_the_models(write, tmp_path):
+    _, config = MODELS["llama"]
+    arrays, up = random_arrays(config), "transformer/layers/mlp/up"
+    with pytest.raises(InputError, match=r"up/lora/a \[2, 16, 4\] has no place in it; .*lora\.merge"):
+        write(tmp_path / "model", config, {**arrays, f"{up}/lora/a": np.zeros((2, 16, 4))})
+    with pytest.raises(InputError, match=r"up/kernel is \[2, 3\] and should be \[2, 16, 24\]"):
+        write(tmp_path / "model", config, {**arrays, f"{up}/kernel": np.zeros((2, 3))})
+    del arrays[f"{up}/kernel"]
+    with pytest.raises(InputError, match=r"up/kernel \[2, 16, 24\] is missing"):
+        write(tmp_path / "model", config, arrays)
+    assert not (tmp_path / "model").exists()
 
 
 def test_left_out_tensors_are_said(tmp_path):

@@ -15,6 +15,7 @@ from vlmax.interop import reading
 from vlmax.interop.exporting import export, save
 from vlmax.interop.families import of_config
 from vlmax.interop.loading import open_model
+from vlmax.interop.tensors import Stored
 from vlmax.models.decoders.llama import LLaMA
 from vlmax.sharding.mesh import Mesh
 
@@ -40,8 +41,8 @@ def llama(tmp_path_factory):
 @pytest.mark.parametrize("name", ON_MESHES)
 @pytest.mark.parametrize("mesh", MESHES, ids=["data, fsdp", "fsdp, tensor, sequence", "fsdp, tensor"])
 def test_sharded_arrays_hold_the_same(name, mesh, tmp_path, monkeypatch):
-    for setting, size in (("PIECE_BYTES", 200), ("GROUP_BYTES", 300), ("ROWS", 3), ("COLUMNS", 5)):
-        monkeypatch.setattr(reading, setting, size)  # so that small tensors, too, come in pieces
+    for setting, size in (("PIECE_BYTES", 200), ("GROUP_BYTES", 300), ("ROWS", 3), ("COLUMNS", 5), ("KEEPING", ())):
+        monkeypatch.setattr(reading, setting, size)  # so that small tensors, too, come in pieces, shard after shard
     form, config = MODELS[name]
     arrays = random_arrays(config)
     export(tmp_path / "model", config, arrays, form=form)
@@ -52,6 +53,20 @@ def test_sharded_arrays_hold_the_same(name, mesh, tmp_path, monkeypatch):
     wanted = opened.outline.shardings(mesh.build())
     assert all(array.sharding == wanted[path] for path, array in found.items())
     assert any(not array.sharding.is_fully_replicated for array in found.values())
+
+
+@pytest.mark.parametrize(("keeping", "times"), [(("cpu",), 1), ((), 8)])
+def test_what_is_filled_at_once_is_read_once(keeping, times, llama, monkeypatch):
+    asked, rows = [], Stored.rows
+    monkeypatch.setattr(Stored, "rows", lambda self, *ends: asked.append(self.offset) or rows(self, *ends))
+    monkeypatch.setattr(reading, "KEEPING", keeping)
+    monkeypatch.setattr(reading, "GROUP_BYTES", 1)
+    path, mesh = "transformer/layers/mlp/up/kernel", Mesh(data=1, fsdp=8).build()
+    opened = open_model(llama)
+    sharding = opened.outline.shardings(mesh)[path]
+    assert not sharding.is_fully_replicated
+    opened.read({path: sharding})
+    assert {asked.count(offset) for offset in asked} == {times}
 
 
 def test_every_device_has_its_own_memory(llama):

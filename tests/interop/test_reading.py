@@ -36,7 +36,8 @@ def test_parts_are_those_of_the_whole(layout, own, given, part, size, dtype, tmp
     whole[tuple(slice(n) for n in fitted.own_shape)] = fitted.own(values).astype(dtype)
     halves = ((slice(0, n // 2), slice(n // 2, n)) for n in own)
     parts = [(np.zeros([p.stop - p.start for p in index], dtype), index) for index in itertools.product(*halves)]
-    reading.fill(parts, tensor, fitted)
+    for fill in reading.fillings(parts, tensor, fitted):
+        fill()
     for target, index in parts:
         np.testing.assert_array_equal(target.astype(np.float32), np.asarray(whole[index]).astype(np.float32))
 
@@ -47,7 +48,8 @@ def test_no_row_is_read_that_no_part_needs(tmp_path, monkeypatch):
     asked, rows = [], Stored.rows
     monkeypatch.setattr(Stored, "rows", lambda self, *ends: asked.append(ends) or rows(self, *ends))
     target = np.zeros((4, 1, 3), np.float32)
-    reading.fill([(target, (slice(0, 4), slice(1, 2), slice(0, 3)))], tensor, fitted)
+    for fill in reading.fillings([(target, (slice(0, 4), slice(1, 2), slice(0, 3)))], tensor, fitted):
+        fill()
     assert asked == [(9, 12)]  # of the second of three arrays the second head
     np.testing.assert_array_equal(target, fitted.own(values)[:, 1:])
 

@@ -26,6 +26,16 @@ def files(folder, options=None, **names):
     return folder
 
 
+@pytest.mark.parametrize(("said", "pieces", "others"), [(True, True, True), (False, False, False), (None, True, False)])
+def test_whether_a_prompt_has_a_beginning(said, pieces, others, tmp_path):
+    files(tmp_path, {"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": said}, vocab__json="", merges__txt="")
+    assert tokenizer_config(tmp_path).begins is others
+    files(tmp_path, tokenizer__model="")
+    assert tokenizer_config(tmp_path).begins is pieces
+    files(tmp_path, tokenizer__json="{}")
+    assert tokenizer_config(tmp_path).begins is others
+
+
 def test_none(tmp_path):
     assert tokenizer_config(tmp_path) is None
 
@@ -88,7 +98,7 @@ def test_written_and_read_again(tmp_path):
     model = str(tmp_path / "a.model")
     (tmp_path / "a.model").write_bytes(b"not opened here")
     llama, t5 = SentencePiece(model, 0, marks=True, legacy=False), SentencePiece(model, None, 100, marks=True)
-    for i, config in enumerate((llama, t5)):
+    for i, config in enumerate((llama, t5, dataclasses.replace(llama, begins=False))):
         (tmp_path / str(i)).mkdir()
         assert write(config, tmp_path / str(i)) is None
         (found,) = (path for path in (tmp_path / str(i)).glob("*.model"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -84,9 +85,40 @@ def test_damage(tmp_path):
     torch_file.write(path, ARRAYS, torch_file.program({"a.weight": np.zeros((200, 300), np.float32)}))
     with pytest.raises(InputError, match="reaches past the end"):
         torch_files.read(path)
+    for start, size in ((-1, 3), (0, -3)):
+        pair = torch_file.text("w") + torch_file.tensor(ARRAYS["a.bias"], "1")
+        found = torch_file.number(0) + torch_file.numbers((3,))
+        wrong = pair.replace(found, torch_file.number(start) + torch_file.numbers((size,)))
+        torch_file.write(path, ARRAYS, torch_file.program({}, wrong))
+        with pytest.raises(InputError, match="begins at"):
+            torch_files.read(path)
+
+
+@pytest.mark.parametrize(
+    "program", [b"\x80\x02K\x01K\x02a.", b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", b"\x80\x02h\x05."]
+)
+def test_a_pickle_that_makes_no_sense(program, tmp_path):
+    torch_file.write(tmp_path / "model.bin", ARRAYS, program)
+    with pytest.raises(InputError, match="it is damaged"):
+        torch_files.read(tmp_path / "model.bin")
+
+
+def test_bytes_in_another_order(tmp_path):
+    torch_file.write(tmp_path / "model.bin", ARRAYS)
+    with zipfile.ZipFile(tmp_path / "model.bin", "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    with pytest.raises(InputError, match="big-endian"):
+        torch_files.read(tmp_path / "model.bin")
+
+
+def test_a_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.bin", "w") as archive:
+        archive.writestr("text", "")
+    with pytest.raises(InputError, match="this zip is no torch file"):
+        torch_files.read(tmp_path / "model.bin")
 
 
 def test_a_transposed_tensor_is_refused(tmp_path):
     torch_file.write(tmp_path / "model.bin", {"w": np.zeros((2, 3), np.float32).T})
-    with pytest.raises(InputError, match="not contiguous"):
+    with pytest.raises(InputError, match=r"the tensor w \[3, 2\] is not contiguous.*safetensors"):
         torch_files.read(tmp_path / "model.bin")

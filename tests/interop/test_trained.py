@@ -19,8 +19,9 @@ from vlmax.interop.converting import convert
 from vlmax.interop.exporting import export
 from vlmax.interop.loading import open_model
 from vlmax.interop.model import by_path
-from vlmax.interop.pretrained import Pretrained
+from vlmax.interop.pretrained import Pretrained, plan
 from vlmax.interop.trained import EXPERIMENT
+from vlmax.models.encoders.vit import ViT
 from vlmax.sharding.mesh import Mesh
 from vlmax.training import record
 from vlmax.training.checkpoints import Checkpointer
@@ -134,13 +135,30 @@ def test_a_decoder_is_padded_as_the_system_is(tmp_path):
         fresh(tiny_text.experiment("llama", mesh=MESH, init=(Pretrained(str(tmp_path / "short")),)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Two:
+    """A system with two encoders of a kind."""
+
+    left: ViT
+    right: ViT
+
+
+def test_of_two_encoders_that_of_the_part_counts(image_encoder):
+    folder, arrays = image_encoder
+    system = Two(dataclasses.replace(tiny.vit(), activation="quick_gelu"), tiny.vit())
+    shapes = {f"{side}/{path}": array.shape for side in ("left", "right") for path, array in arrays.items()}
+    assert plan(Pretrained(str(folder), part="right"), "init[0]", system, shapes).paths
+    with pytest.raises(InputError, match=r"ViT\.activation is 'quick_gelu' in the system and 'gelu'"):
+        plan(Pretrained(str(folder), part="left"), "init[0]", system, shapes)
+
+
 def test_what_does_not_fit_is_refused(image_encoder, tmp_path):
     folder = str(image_encoder[0])
     with pytest.raises(InputError, match=r"init\[0\]\.part: nothing lies under 'img'; did you mean 'image"):
         start(path=folder, part="img")
     with pytest.raises(InputError, match=r"init\[0\]: reading .*nowhere: there is no such folder"):
         start(path=str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"the system has none|is not in the"):
+    with pytest.raises(InputError, match="holds a ViT, and that part of the system has none"):
         start(path=folder, part="text")
     other = dataclasses.replace(tiny.vit(), activation="quick_gelu", heads=4)
     export(tmp_path / "other", other, random_arrays(other))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.models.test_transformer import BERT, CONTEXT, LLAMA, B, D, N, T, X, parameters
 from vlmax.errors import InputError
+from vlmax.models.layers import kernels
 from vlmax.models.layers.attention import Mask
 from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, of_all_layers
 from vlmax.models.layers.layer_by_layer import layer_by_layer
@@ -59,7 +60,7 @@ def test_layers_that_do_not_hand_on_a_cache_have_one_each():
     caches[1], seen = caches[1].put(KeysValues(jnp.full((1, 1, 1, 1), 50.0), jnp.full((1, 1, 1, 1), 60.0)))
     assert seen.keys.ravel().tolist() == [4, 5, 50, 7] and seen.values.ravel().tolist() == [-4, -5, 60, -7]
     together = of_all_layers(caches)
-    assert [kept.shape for kept in together.keys] == [(1, 1, 1, 4, 1)] * 3 and together.index == 2
+    assert [kept.shape for kept in together.keys] == [(1, 1, 4, 1)] * 3 and together.index == 2
     assert jnp.stack(together.keys).ravel().tolist() == [0, 1, 2, 3, 4, 5, 50, 7, 8, 9, 10, 11]
     for first, second in zip(together.by_layer(), caches, strict=True):
         assert first.keys is second.keys and first.values is second.values
@@ -114,11 +115,15 @@ def test_a_context_is_read_once(layout):
     def narrowed(length):
         return dataclasses.replace(seen, query_segments=seen.query_segments[:, :length])
 
-    params = layout(params)
+    looped, params = params, layout(params)
     cache, mask = admitted(empty(config, T), 2)
     first, _, cache = module.apply(params, X[:, :2], mask, context=CONTEXT, context_mask=narrowed(2), cache=cache)
     np.testing.assert_allclose(first, whole[:, :2], atol=1e-5)
-    assert cache.cross.keys.shape == (config.depth, B, N, config.heads, D // config.heads)
+    each = (B, config.heads, N, D // config.heads)
+    if params is looped:
+        assert cache.cross.keys.shape == cache.cross.values.shape == (config.depth, *each)
+    else:
+        assert [x.shape for x in jax.tree.leaves(cache.cross)] == [each] * 2 * config.depth
 
     @jax.jit
     def step(params, x, cache):
@@ -130,3 +135,47 @@ def test_a_context_is_read_once(layout):
         np.testing.assert_allclose(out, whole[:, i : i + 1], atol=1e-5)
     with pytest.raises(ValueError, match="context is missing"):
         module.apply(params, X[:, :1], cache=empty(config, T))
+
+
+def test_layers_apart_go_on_from_a_loop_s_context():
+    params, module = parameters(BERT), TransformerModule(BERT)
+    whole, _ = module.apply(params, X, Mask(causal=True), context=CONTEXT)
+    cache, mask = admitted(empty(BERT, T), 2)
+    _, _, cache = module.apply(params, X[:, :2], mask, context=CONTEXT, cache=cache)
+    cache, mask = admitted(cache, T - 2)
+    rest, _, after = module.apply(layer_by_layer(params), X[:, 2:], mask, cache=cache)
+    np.testing.assert_allclose(rest, whole[:, 2:], atol=1e-5)
+    assert after.cross is cache.cross
+
+
+def test_layers_apart_read_a_context_where_it_lies():
+    """A step's temporaries hold no layer's keys or values of the context, let alone those of all."""
+    config, length = dataclasses.replace(BERT, heads=2, depth=4), 4096
+    params, module = layer_by_layer(parameters(config)), TransformerModule(config)
+
+    def step(params, x, cache, context=None):
+        cache, mask = admitted(cache, 1)
+        return module.apply(params, x, mask, context=context, cache=cache)
+
+    context = np.ones((2, length, 12), np.float32)
+    _, _, cache = jax.eval_shape(step, params, X[:2, :1], empty(config, 8, batch=2), context)
+    compiled = jax.jit(step, donate_argnums=2).lower(params, X[:2, :1], cache).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < cache.cross[0].keys.size * 4
+
+
+def test_a_cache_is_fresh_until_the_first_tokens_which_see_each_other_alone(monkeypatch):
+    params, module, seen = parameters(LLAMA), TransformerModule(LLAMA), []
+    monkeypatch.setattr(kernels, "fused", lambda q, k, *_: seen.append(k.shape[1]))
+    whole, _ = module.apply(params, X[:, :3], Mask(causal=True))
+    cache = empty(LLAMA, T).admit(np.ones((B, 3), np.int32))
+    assert cache.fresh
+    first, _, after = module.apply(params, X[:, :3], Mask(causal=True), cache=cache)
+    np.testing.assert_array_equal(first, whole)
+    assert set(seen) == {3}
+    seen.clear()
+    cache, mask = admitted(after, 2)
+    _, _, later = module.apply(params, X[:, 3:5], mask, cache=cache)
+    assert set(seen) == {T}
+    assert not after.fresh and jax.tree.structure(after) == jax.tree.structure(later)
+    with pytest.raises(ValueError, match="mask has no offset"):
+        module.apply(params, X[:, 3:5], Mask(causal=True), cache=cache)

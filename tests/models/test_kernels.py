@@ -90,6 +90,17 @@ def test_splash_over_a_mesh_equals_one_device():
     assert_same(got, want, 1e-6)
 
 
+@pytest.mark.parametrize("rules", [(("batch", "data"),), ()])
+def test_splash_is_on_its_own_on_every_device(rules, monkeypatch):
+    """Over all axes, those too that split nothing or have one device: else no TPU takes the kernel."""
+    mesh = jax.make_mesh((2, 1, 2), ("data", "tensor", "there"), (AxisType.Auto,) * 3, devices=jax.devices()[:4])
+    asked, shard_map = [], jax.shard_map
+    monkeypatch.setattr(jax, "shard_map", lambda f, **options: asked.append(options) or shard_map(f, **options))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        jax.eval_shape(lambda *a: kernels.splash(*a, Mask()), *arrays())
+    assert [set(options.get("axis_names") or mesh.axis_names) for options in asked] == [set(mesh.axis_names)]
+
+
 @pytest.mark.parametrize("name", [*MASKS, "prefix", "cache"])
 def test_the_arguments_for_cudnn_are_those_of_the_mask(name):
     """Its own products stand for cuDNN, which needs a GPU: what is held is how a mask is put to the library."""
@@ -108,10 +119,42 @@ def on(platform: str) -> AbstractMesh:
 @pytest.mark.parametrize("platform,wanted", [("tpu", "splash"), ("gpu", "cudnn"), ("cpu", "xla")])
 def test_the_mesh_decides_unless_the_environment_does(platform, wanted, monkeypatch):
     monkeypatch.delenv(kernels.VARIABLE)
+    monkeypatch.setattr(kernels, "_generation", lambda: 8)
     assert kernels.kernel() == "xla"  # these tests run on a CPU
     with jax.sharding.use_abstract_mesh(on(platform)):
         assert kernels.kernel() == wanted
         monkeypatch.setenv(kernels.VARIABLE, "xla")
+        assert kernels.kernel() == "xla"
+
+
+class Gpu:
+    def __init__(self, capability):
+        if capability is not None:
+            self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        (["8.0"], "cudnn"),
+        (["12.1"], "cudnn"),
+        (["7.5"], "xla"),
+        (["9.0", "7.0"], "xla"),
+        (["gfx90a"], "xla"),
+        ([None], "xla"),
+    ],
+)
+def test_a_gpu_gets_cudnn_where_cudnn_serves_it(capabilities, wanted, monkeypatch):
+    monkeypatch.delenv(kernels.VARIABLE)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [Gpu(capability) for capability in capabilities])
+    monkeypatch.setattr(kernels, "_generation", kernels._generation.__wrapped__)  # it remembers
+    with jax.sharding.use_abstract_mesh(on("gpu")):
+        assert kernels.kernel() == wanted
+
+
+def test_a_program_for_a_gpu_that_is_not_here_gets_the_products(monkeypatch):
+    monkeypatch.delenv(kernels.VARIABLE)
+    with jax.sharding.use_abstract_mesh(on("gpu")):
         assert kernels.kernel() == "xla"
 
 

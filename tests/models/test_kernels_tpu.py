@@ -25,14 +25,16 @@ RULES = (("batch", ("data", "fsdp")), ("act_heads", "tensor"), ("act_kv_heads", 
 B, T, H, KV = 8, 2048, 32, 8
 
 
-def eight_chips() -> Mesh:
+def eight_chips(*sizes: int) -> Mesh:
     devices = topologies.get_topology_desc(topology_name="v5e:2x4", platform="tpu").devices
-    return jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+    sizes = sizes or (2, 2, 2)
+    names = ("data", "fsdp", "tensor", "sequence")[: len(sizes)]
+    return jax.make_mesh(sizes, names, (AxisType.Auto,) * len(sizes), devices=devices)
 
 
-def compiled(mask_of, width=128):
+def compiled(mask_of, width=128, mesh=None):
     """Value and gradients of attention with heads of LLaMA 3 8B, on eight chips."""
-    mesh = eight_chips()
+    mesh = mesh or eight_chips()
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     q, k = (jax.ShapeDtypeStruct((B, T, heads, width), jnp.bfloat16, sharding=rows) for heads in (H, KV))
     segments = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
@@ -63,6 +65,12 @@ def test_a_tpu_gets_splash_attention_without_the_square(name, width, monkeypatch
         other = compiled(MASKS[name])
         assert calls(other) == 0
         assert other.memory_analysis().temp_size_in_bytes >= scores
+
+
+def test_a_mesh_may_have_axes_that_split_nothing(monkeypatch):
+    """As the package's own meshes have, one of a single device, and here one of two, too."""
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    assert calls(compiled(MASKS["packed"], mesh=eight_chips(4, 1, 1, 2))) == 3
 
 
 def calls(program) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,3 +29,24 @@ def test_every_stack_of_a_model_is_taken_apart_and_nothing_else():
     np.testing.assert_array_equal(apart["image"]["layers_1"]["a"]["kernel"], [3, 4, 5])
     np.testing.assert_array_equal(apart["text"]["layers_0"]["b"], [0, 1, 2])
     assert apart["text"]["norm"] is kernel
+
+
+def test_stacked_parameters_are_freed_one_by_one(monkeypatch):
+    """When one is taken apart, those before it are gone; what is not stacked stays."""
+    stacks = [jnp.full((2, 3), value) for value in range(3)]
+    params = {"layers": dict(zip("abc", stacks, strict=True)), "norm": jnp.ones(3)}
+    alive = []
+    take = type(stacks[0]).__getitem__
+
+    def noted(self, key):
+        alive.append([x.is_deleted() for x in stacks].count(False))
+        return take(self, key)
+
+    monkeypatch.setattr(type(stacks[0]), "__getitem__", noted)
+    apart = layer_by_layer(params, free=True)
+    monkeypatch.undo()
+    assert alive == [3, 3, 2, 2, 1, 1] and all(x.is_deleted() for x in stacks)
+    assert apart["norm"] is params["norm"] and jax.tree.map(lambda x: x.tolist(), apart["layers_1"])["c"] == [2.0] * 3
+    kept = {"layers": jnp.ones((2, 3))}
+    layer_by_layer(kept)
+    assert not kept["layers"].is_deleted()

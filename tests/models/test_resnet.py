@@ -197,10 +197,11 @@ def test_sizes_of_the_presets():
     assert resnet50().output_width == 2048 and clip_rn50().output_width == 1024 and clip_rn50().width == 2048
 
 
-@pytest.mark.parametrize("config", [resnet50(64), clip_rn50(64)], ids=["resnet50", "clip_rn50"])
+@pytest.mark.parametrize("config", [resnet50(64), resnet50(75), clip_rn50(64)], ids=["resnet50", "odd", "clip_rn50"])
 def test_flops_are_those_of_the_compiled_convolutions_and_products(config):
-    shapes = jax.eval_shape(lambda: config.build().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), True))
-    jaxpr = jax.make_jaxpr(lambda v, x: config.build().apply(nn.unbox(v), x, True))(shapes, jnp.zeros((1, 64, 64, 3)))
+    images = jnp.zeros((1, *config.image_size, 3))
+    shapes = jax.eval_shape(lambda: config.build().init(jax.random.key(0), images, True))
+    jaxpr = jax.make_jaxpr(lambda v, x: config.build().apply(nn.unbox(v), x, True))(shapes, images)
     assert counted(jaxpr.jaxpr) == config.flops()
 
 
@@ -222,8 +223,14 @@ def counted(jaxpr) -> int:
 
 
 def test_wrong_sizes_say_what_to_change():
-    with pytest.raises(InputError, match="multiple of 32"):
-        ModifiedResNet(image=100)
+    for image in (100, 48):
+        with pytest.raises(InputError, match="multiple of 32"):
+            ModifiedResNet(image=image)
+    for kind, changes in ((ResNet, {"image": 0}), (ModifiedResNet, {"image": 0}), (ModifiedResNet, {"heads": 0})):
+        with pytest.raises(InputError, match=f"{kind.__name__}: {next(iter(changes))} is 0"):
+            kind(**changes)
+    with pytest.raises(InputError, match=r"depths is \(1, 1, 1\)"):
+        ResNet(depths=(1, 1, 1))
     module = CONFIGS["modified_resnet"].build()
     with pytest.raises(InputError, match=r"images are 32 x 32.*says 64"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), True))

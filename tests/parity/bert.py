@@ -86,7 +86,7 @@ def layer(weights: Weights, prefix: str, config: BERT) -> dict[str, Any]:
 
 
 def difference(found: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> float:
-    """The largest difference from the reference, over its largest value: of hidden states, logits and the pooled vector.
+    """The largest difference from the reference over its largest value: of hidden states, logits and the pooled vector.
 
     Padding is left out. Every foreign weight must be used and every parameter of ours be filled. The vocabulary is
     padded to a multiple of 16.

@@ -118,3 +118,17 @@ def test_adapters_alone_may_be_missing_in_a_checkpoint(runs):
     with device_context(wrong) as mesh, pytest.raises(InputError) as error:
         prepare(wrong, mesh).init()
     assert "transformer/layers/attention/query/bias" in str(error.value) and "/lora/" not in str(error.value)
+
+
+def test_a_step_costs_the_base_two_forward_passes_and_its_adapters_three(runs):
+    base, *_ = runs
+    experiment = adapted(base)
+    with device_context(experiment) as mesh:
+        found = prepare(experiment, mesh).passes()
+    layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
+    own = 2 * layer + 16 + 16 * VOCAB  # layers, norm and head; the embeddings are looked up
+    sides = 2 * (16 + 16) + 3 * (16 + 24)
+    numbers = 5 * 2  # alpha and dropout of the projections of a layer
+    assert found == {"language model": pytest.approx(2 + (3 * 2 * 2 * sides + 2 * 2 * numbers) / own)}
+    with device_context(PLAIN) as mesh:
+        assert prepare(PLAIN, mesh).passes() == {"language model": 3}

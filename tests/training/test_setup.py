@@ -132,6 +132,7 @@ def test_frozen_parameters_are_stored_small_and_have_no_average(run):
     assert frozen and all(path.startswith("image/") and leaf.dtype == jnp.bfloat16 for path, leaf in frozen.items())
     assert not any(path.startswith("image/") for path in patterns.flatten(run.abstract_state.ema))
     assert run.frozen_parts == ("image encoder",)
+    assert run.passes() == {"image encoder": 1, "text encoder": 3, "projections": 3}
 
 
 def test_the_tables_tell_every_parameter(run):

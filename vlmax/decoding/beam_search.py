@@ -242,27 +242,29 @@ def repeated(cache: Cache, beams: int) -> Cache:
     def rows(tree, axis):
         return jax.tree.map(lambda x: jnp.repeat(x, beams, axis=axis), tree)
 
-    def cross_laid_out(x):
-        return constrain(x, None, "batch", None, "act_kv_heads", "act_head_dim")
+    def all_laid_out(tree):
+        return jax.tree.map(laid_out, rows(tree, -4))
 
     return dataclasses.replace(
         cache,
-        keys=jax.tree.map(laid_out, rows(cache.keys, 1)),
-        values=jax.tree.map(laid_out, rows(cache.values, 1)),
+        keys=all_laid_out(cache.keys),
+        values=all_laid_out(cache.values),
         valid=rows(cache.valid, 0),
-        cross=jax.tree.map(cross_laid_out, rows(cache.cross, 1)),
+        cross=all_laid_out(cache.cross),
         context_segments=rows(cache.context_segments, 0),
     )
 
 
 def reordered(cache: Cache, parents: Int[Array, "B beams"]) -> Cache:
     """The cache of running texts that go on from others of the same prompt; what prompts alone say stays as it is."""
-    places = parents[None, :, :, None, None, None]
+    places = parents[:, :, None, None, None]
 
     def taken(x):
         # Prompt by prompt: as rows of one long list they would be sought on all devices.
-        texts = x.reshape(len(x), *parents.shape, *x.shape[2:])
-        return laid_out(jnp.take_along_axis(texts, places, axis=2, mode="promise_in_bounds").reshape(x.shape))
+        *layers, _, heads, slots, width = x.shape
+        texts = x.reshape(*layers, *parents.shape, heads, slots, width)
+        there = jnp.broadcast_to(places, (*(1,) * len(layers), *places.shape))
+        return laid_out(jnp.take_along_axis(texts, there, axis=-4, mode="promise_in_bounds").reshape(x.shape))
 
     keys, values = jax.tree.map(taken, (cache.keys, cache.values))
     return dataclasses.replace(cache, keys=keys, values=values)

@@ -65,14 +65,14 @@ def continue_texts(
 
 def marks_of(tokenizer: Tokenizer) -> Marks:
     """The marks of a tokenizer; an encoder-decoder's output begins with padding, as T5's does."""
-    return Marks(() if tokenizer.eos is None else (tokenizer.eos,), tokenizer.pad_id)
+    return Marks(tokenizer.ends, tokenizer.pad_id)
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str, encoder_decoder: bool) -> list[int]:
     """The text with its marks.
 
-    A decoder's text begins with the mark of the beginning, where the tokenizer has one of its own: GPT-2's one mark,
-    which is also padding, begins nothing. An encoder's text ends with the mark of the end.
+    A decoder's text begins with what the tokenizer says (LLaMA's with its mark of the beginning, GPT-2's with nothing).
+    An encoder's text ends with the mark of the end.
 
     Raises:
       InputError: nothing is left to continue.
@@ -80,8 +80,7 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, encoder_decoder: bool) -> lis
     tokens = tokenizer.encode(text)
     if encoder_decoder:
         return tokens if tokenizer.eos is None else [*tokens, tokenizer.eos]
-    begins = tokenizer.bos is not None and tokenizer.bos != tokenizer.pad_id
-    tokens = [tokenizer.bos, *tokens] if begins and tokenizer.bos is not None else tokens
+    tokens = [*tokenizer.begin, *tokens]
     if not tokens:
         raise InputError("generation: the prompt is empty, and the tokenizer has no mark that begins a text; write one")
     return tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from typing import Any
 
 from vlmax.data.tokenizers import FastTokenizer, Tokenizer
@@ -11,8 +12,14 @@ from vlmax.errors import InputError
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
+_FOUND: dict[tuple[int, int], list[bytes]] = {}
+"""By a tokenizer's identity, as long as it lives, and V."""
+
+
 def token_bytes(tokenizer: Tokenizer, vocab: int) -> list[bytes]:
     """The bytes of every token; none for marks, and for ids that the tokenizer does not have.
+
+    Found once for a tokenizer: for LLaMA 3's 128,256 tokens it takes seconds.
 
     A token's text depends on its place (a space at the beginning is not written), so it is looked at between two
     letters. A token that is part of a character alone is read as its tokenizer spells it.
@@ -24,10 +31,18 @@ def token_bytes(tokenizer: Tokenizer, vocab: int) -> list[bytes]:
     Raises:
       InputError: no token is a letter that joins others.
     """
+    key = id(tokenizer), vocab
+    if key not in _FOUND:
+        _FOUND[key] = _token_bytes(tokenizer, vocab)
+        weakref.finalize(tokenizer, _FOUND.pop, key)
+    return _FOUND[key]
+
+
+def _token_bytes(tokenizer: Tokenizer, vocab: int) -> list[bytes]:
     letter, before, after = _letter(tokenizer)
     pieces = []
     for token in range(vocab):
-        if token >= tokenizer.vocab_size or token in (tokenizer.bos, tokenizer.eos):
+        if token >= tokenizer.vocab_size or token in (tokenizer.bos, *tokenizer.ends):
             pieces.append(b"")
             continue
         text = tokenizer.decode([letter, token, letter])
@@ -40,7 +55,7 @@ def _letter(tokenizer: Tokenizer) -> tuple[int, str, str]:
     """A token that stands in a text as itself, and its text at the beginning and after another token."""
     for token in range(tokenizer.vocab_size):
         first = tokenizer.decode([token])
-        if not first or not first.isascii() or " " in first or token in (tokenizer.bos, tokenizer.eos):
+        if not first or not first.isascii() or " " in first or token in (tokenizer.bos, *tokenizer.ends):
             continue
         second = tokenizer.decode([token, token])[len(first) :]
         thrice = tokenizer.decode([token, token, token])

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from vlmax.data.tokenizers import Tokenizer
 from vlmax.errors import InputError
+from vlmax.interop.ends import with_ends
 from vlmax.interop.loading import changed, open_model
 from vlmax.interop.tokenizer import check_tokenizer, tokenizer_config
 from vlmax.interop.trained import Trained
@@ -55,7 +56,7 @@ def load(
         raise InputError(f"loading {path}: dtype is {dtype!r}; it must be float32, bfloat16 or None")
     opened = open_model(path, family, changes)
     described = opened.tokenizer if isinstance(opened, Trained) else tokenizer_config(opened.files)
-    tokenizer = None if described is None else described.open()
+    tokenizer = None if described is None else with_ends(described.open(), opened.files)
     if tokenizer is not None:
         check_tokenizer(tokenizer, opened.config, opened.files)
     computing = dtype or ("float32" if opened.dtype().itemsize > 2 else "bfloat16")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,10 @@ def open_checkpoint(path: Path, family: str | None = None) -> Checkpoint:
         return _openai(path, tensors_of(_weights(path, (*WEIGHTS, *OPEN_CLIP_WEIGHTS))), family)
     if (path / OPEN_CLIP_CONFIG).is_file() and (family == "open_clip" or not (path / CONFIG).is_file()):
         found = read_json(path / OPEN_CLIP_CONFIG)
+        with _naming(path / OPEN_CLIP_CONFIG):
+            config = open_clip.FAMILY.read(found)
         tensors = tensors_of(_weights(path, (*OPEN_CLIP_WEIGHTS, *WEIGHTS)))
-        return Checkpoint(path, open_clip.FAMILY, open_clip.FAMILY.read(found), tensors)
+        return Checkpoint(path, open_clip.FAMILY, config, tensors)
     if not (path / CONFIG).is_file():
         raise InputError(
             f"reading {path}: it has no config.json, which says what model it holds; known families: {', '.join(KNOWN)}"
@@ -73,8 +77,23 @@ def open_checkpoint(path: Path, family: str | None = None) -> Checkpoint:
     return Checkpoint(path, known, _configured(path, known, found), tensors_of(_weights(path, WEIGHTS)))
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Inside, errors of a configuration say where it lies; a value of another kind than is expected is one, too."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"reading {path}: {error}") from None
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise InputError(
+            f"reading {path}: a value of its configuration is of another kind than it should be ({error}); compare it "
+            "with that of a published model of the family"
+        ) from error
+
+
 def _configured(path: Path, family: Family, found: dict[str, Any]) -> Any:
-    config = family.read(found)
+    with _naming(path / CONFIG):
+        config = family.read(found)
     pixels = path / "preprocessor_config.json"
     if family.name in ("clip", "siglip") and pixels.is_file():
         values = read_json(pixels)
@@ -92,7 +111,8 @@ def _openai(path: Path, tensors: dict[str, Stored], family: str | None) -> Check
             "need; give the folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP "
             "(--family openai)"
         )
-    config = open_clip.FAMILY.read(open_clip.described(names))
+    with _naming(path):
+        config = open_clip.FAMILY.read(open_clip.described(names))
     return Checkpoint(path, open_clip.FAMILY, config, tensors)
 
 

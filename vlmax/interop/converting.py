@@ -1,4 +1,4 @@
-"""From one folder to another, array by array."""
+"""From one folder to another."""
 
 from __future__ import annotations
 

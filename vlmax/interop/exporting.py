@@ -19,7 +19,7 @@ from vlmax.errors import InputError
 from vlmax.interop import folder, writing
 from vlmax.interop.families import CONFIG, OPEN_CLIP_CONFIG, read_json, that_writes
 from vlmax.interop.family import Family
-from vlmax.interop.model import outline
+from vlmax.interop.model import Outline, outline
 from vlmax.interop.table import places
 from vlmax.interop.tokenizer import marks
 
@@ -46,11 +46,12 @@ def export(
       shard_bytes: the largest file of weights.
 
     Raises:
-      InputError: the format cannot express the model, or the folder holds something.
+      InputError: the format cannot express the model, the arrays are not its, or the folder holds something.
     """
     family, described = that_writes(config, form)
     check_empty(to)
     shape = outline(config, family)
+    check_arrays(to, shape, arrays)
     found = places(family.table(config), shape.shapes(), family.sizes(config))
     tensors = writing.sources(found, arrays)
     for name, values in family.written(config, list(tensors)).items():
@@ -78,10 +79,12 @@ def marks_of(config: Any, described: Mapping[str, Any], files: Path) -> dict[str
 
 
 def save(to: Path, config: Any, family: Family, arrays: Mapping[str, Array], files: Path | None = None) -> None:
-    """Writes a folder of ours; raises InputError where there is something already."""
+    """Writes a folder of ours; raises InputError where there is one already, or the arrays are not the model's."""
     check_empty(to)
+    shape = outline(config, family)
+    check_arrays(to, shape, arrays)
     with finished(to) as part:
-        folder.save(part, config, outline(config, family), family.sizes(config), arrays)
+        folder.save(part, config, shape, family.sizes(config), arrays)
         if jax.process_index() == 0 and files is not None:
             (part / folder.FOREIGN).mkdir()
             copy_files(files, part / folder.FOREIGN, family.files)
@@ -151,6 +154,24 @@ def copy_files(files: Path | None, to: Path, names: tuple[str, ...]) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON file for people, too."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_arrays(to: Path, shape: Outline, arrays: Mapping[str, Array]) -> None:
+    """Raises InputError where the arrays are not those of the model, such as adapters beside kernels."""
+    wanted = shape.shapes()
+    wrong = [f"{path} {list(wanted[path])} is missing" for path in wanted if path not in arrays]
+    wrong += [f"{path} {list(arrays[path].shape)} has no place in it" for path in arrays if path not in wanted]
+    wrong += [
+        f"{path} is {list(arrays[path].shape)} and should be {list(size)}"
+        for path, size in wanted.items()
+        if path in arrays and arrays[path].shape != size
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(
+            f"writing {to}: the arrays are not those of the model: {'; '.join(wrong[:3])}{more}; write those that its "
+            "configuration describes, with adapters merged into their kernels (vlmax.models.lora.merge)"
+        )
 
 
 def check_empty(to: Path) -> None:

@@ -70,6 +70,10 @@ class Fitted:
         """Whether our side joins no letters, so that its slices are slices of the foreign array."""
         return all(len(group) == 1 for group in self.left)
 
+    def axis(self, letter: str) -> int:
+        """Where in our array a letter stands that is a dimension of its own there, as all are where it is `simple`."""
+        return self.left.index((letter,))
+
     def own(self, foreign: np.ndarray) -> np.ndarray:
         """Ours out of the foreign array: a view of it where the layout is `simple`."""
         array, letters = self._ours(foreign)

@@ -59,7 +59,7 @@ class Opened:
         return reading.arrays(wanted, self.tensors, self.outline.shapes(), shardings, dtypes)
 
     def dtype(self) -> np.dtype:
-        """What most bytes are stored as."""
+        """What most values are stored as."""
         sizes: dict[str, int] = {}
         for place in self.places:
             tensor = self.tensors[place.foreign]
@@ -130,6 +130,6 @@ def check_same(name: str, tensor: Stored, other_name: str, other: Stored) -> Non
         differ = any(tensor.rows(*end).tobytes() != other.rows(*end).tobytes() for end in ends)
     if differ:
         raise InputError(
-            f"reading weights: the configuration says that {name} is {other_name} (tied), but the checkpoint holds "
-            "both and they differ; set `tie_word_embeddings` to false in config.json if they are two"
+            f"reading {tensor.path}: the configuration says that {name} is {other_name} (tied), but the checkpoint "
+            "holds both and they differ; set `tie_word_embeddings` to false in config.json if they are two"
         )

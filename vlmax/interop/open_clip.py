@@ -142,11 +142,11 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 
 def write(config: CLIP) -> dict[str, Any]:
     """open_clip_config.json."""
-    image, text = config.image, config.text
+    text = config.text
     cannot(isinstance(config.objective, Softmax) and config.text_projection, "this CLIP", "open_clip")
     cannot(text.causal and text.pool == "highest" and text.head_width is None, "this text encoder", "open_clip")
     cannot(text.norm_epsilon == 1e-5, f"a norm_epsilon of {text.norm_epsilon}", "open_clip")
-    assert not isinstance(image, ResNet), "refused by `vision`"
+    cannot(text.activation in ("gelu", "quick_gelu"), f"the activation {text.activation}", "open_clip")
     return {
         "model_cfg": {
             "embed_dim": config.embed,
@@ -185,7 +185,6 @@ def vision(config: CLIP) -> dict[str, Any]:
     cannot(image.pre_norm and image.final_norm and config.image_projection, "this image encoder", "open_clip")
     cannot(not image.patch_bias and image.qkv_bias, "these biases of the image encoder", "open_clip")
     cannot(image.activation == config.text.activation, "two activations", "open_clip")
-    cannot(image.activation in ("gelu", "quick_gelu"), f"the activation {image.activation}", "open_clip")
     cannot(image.norm_epsilon == 1e-5, f"a norm_epsilon of {image.norm_epsilon}", "open_clip")
     return {
         "image_size": square(image, "open_clip"),
@@ -224,7 +223,7 @@ def described(tensors: Tensors) -> dict[str, Any]:
             },
         }
     except (KeyError, IndexError) as error:
-        raise InputError(f"reading OpenAI's CLIP: there is no tensor {error}; they are of another model") from None
+        raise InputError(f"there is no tensor {error}, which OpenAI's CLIP has; it is another model") from None
     return {"model_cfg": model}
 
 

@@ -189,11 +189,19 @@ def _any(patterns: Sequence[str], path: str) -> bool:
 def _open(init: Pretrained, system: Any) -> Opened | Trained:
     """The checkpoint, its vocabulary padded as the system's is; that of a run is as it was trained."""
     opened = open_model(init.path, init.family)
-    mine = _nearest(system, opened.config)
+    mine = _nearest(_of_part(init.part, system), opened.config)
     multiple = getattr(mine, "vocab_multiple", None)
     if isinstance(opened, Opened) and multiple is not None and multiple != opened.config.vocab_multiple:
         return open_model(init.path, init.family, {"vocab_multiple": multiple})
     return opened
+
+
+def _inner(config: Any, part: str) -> Any:
+    """The configuration of a part; one that has none of its own goes by that of what it lies in."""
+    for name in part.split("/"):
+        inner = getattr(config, name, None)
+        config = inner if dataclasses.is_dataclass(inner) else config
+    return config
 
 
 def _join(prefix: str, path: str) -> str:
@@ -213,7 +221,7 @@ def _inside(prefix: str, shapes: Mapping[str, tuple[int, ...]], field: str, what
 def _differences(init: Pretrained, system: Any, config: Any) -> list[str]:
     """How the system's configuration of that kind of model differs from the checkpoint's; [] where one does not."""
     config = _of_part(init.take, config)
-    mine = _nearest(system, config)
+    mine = _nearest(_of_part(init.part, system), config)
     if mine is not None:
         return _changed(mine, config, type(config).__name__, init)
     # Another system of the same parts, such as another stage of one paper's.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ PIECE_BYTES = 1 << 23
 """What is mapped from a file at a time; it stays in the processor's cache until every shard has its part."""
 GROUP_BYTES = 1 << 29
 """Shards of one array that are filled together take so much, or there is one alone."""
+KEEPING = ("cpu",)
+"""Platforms whose devices take the memory that was filled as their own: there all shards are filled together."""
 ROWS, COLUMNS = 256, 512
 """A block that is turned at a time; it stays in a core's cache meanwhile."""
 
@@ -66,23 +69,40 @@ def _array(
     dtype: np.dtype,
     pool: concurrent.futures.Executor,
 ) -> jax.Array:
-    """One array: a few shards are filled, put on the devices that hold them, and let go of, before the next."""
+    """One array: some shards are filled, put on the devices that hold them, and let go of, before the next.
+
+    As many as memory allows, for the file's rows are gone through anew for those that follow.
+    """
     on: dict[Any, tuple[Index, list[jax.Device]]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         whole = tuple(slice(*part.indices(size)) for part, size in zip(index or (), shape, strict=True))
         key = tuple((part.start, part.stop) for part in whole)
         on.setdefault(key, (whole, []))[1].append(device)
-    shards = []
-    size = math.prod(sharding.shard_shape(shape)) * dtype.itemsize
-    for first, last in _pieces(0, len(on), max(1, GROUP_BYTES // max(1, size))):
-        group = list(on.values())[first:last]
-        filled = _shards(own, stored, [index for index, _ in group], dtype, pool)
-        for (_, devices), values in zip(group, filled, strict=True):
-            for i, device in enumerate(devices):
-                # Each CPU device its own memory: a step that donates it would else write into that of the others.
-                own_values = values.copy() if i and device.platform == "cpu" else values
-                shards.append(jax.block_until_ready(jax.device_put(own_values, device)))
+    shards: list[jax.Array] = []
+    size = max(1, math.prod(sharding.shard_shape(shape)) * dtype.itemsize)
+    keeping = all(device.platform in KEEPING for device in sharding.addressable_devices)
+    together = len(on) if keeping else max(1, GROUP_BYTES // size)
+    for first, last in _pieces(0, len(on), together):
+        shards += _put(list(on.values())[first:last], own, stored, dtype, pool)
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _put(
+    group: Sequence[tuple[Index, Sequence[jax.Device]]],
+    own: Sequence[Place],
+    stored: Mapping[str, Stored],
+    dtype: np.dtype,
+    pool: concurrent.futures.Executor,
+) -> list[jax.Array]:
+    """Some shards on their devices; what was filled for them is let go of at the end."""
+    found = []
+    filled = _shards(own, stored, [index for index, _ in group], dtype, pool)
+    for (_, devices), values in zip(group, filled, strict=True):
+        for i, device in enumerate(devices):
+            # Each CPU device its own memory: a step that donates it would else write into that of the others.
+            own_values = _copied(values) if i and device.platform == "cpu" else values
+            found.append(jax.block_until_ready(jax.device_put(own_values, device)))
+    return found
 
 
 def _shards(
@@ -103,7 +123,7 @@ def _shards(
             elif index[0].start <= place.layer < index[0].stop:
                 parts.append((values[place.layer - index[0].start, ...], index[1:]))
         if parts:
-            jobs.append(pool.submit(fill, parts, stored[place.foreign], place.fitted))
+            jobs += [pool.submit(job) for job in fillings(parts, stored[place.foreign], place.fitted)]
     for job in jobs:
         job.result()
     return shards
@@ -121,33 +141,57 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-def fill(parts: Sequence[Part], tensor: Stored, fitted: Fitted) -> None:
-    """Writes parts of our array, for one layer, into their memory; beyond the tensor it stays as it is."""
+def _copied(values: np.ndarray) -> np.ndarray:
+    """The same in memory of its own."""
+    memory = zeros(values.shape, values.dtype)
+    _copy(memory, values, (0,), 0)
+    return memory
+
+
+def fillings(parts: Sequence[Part], tensor: Stored, fitted: Fitted) -> Iterator[Callable[[], None]]:
+    """What together writes parts of our array, for one layer, into their memory, each a piece of the tensor.
+
+    Beyond the tensor the memory stays as it is.
+    """
     rows = fitted.rows() if fitted.simple else None
     if rows is None:
-        whole = fitted.own(tensor.values())
-        for target, index in parts:
-            found = whole[(*index, ...)]
-            _copy(target[(*(slice(size) for size in found.shape), ...)], found, (0,), 0)
+        yield functools.partial(_fill_whole, parts, tensor, fitted)
         return
-    letter, begin, step = rows
-    letters = [group[0] for group in fitted.left]
-    axis = letters.index(letter)
-    alone = _alone(fitted)
-    order = [letters.index(other) for group in alone.right for other in group if not other.isdigit()]
+    letter, _, step = rows
+    axis = fitted.axis(letter)
     low = min(index[axis].start for _, index in parts)
     high = min(max(index[axis].stop for _, index in parts), fitted.sizes[letter])
     row_bytes = max(1, tensor.size // max(1, tensor.shape[0])) * DTYPES[tensor.dtype].itemsize * step
     for start, stop in _pieces(low, high, max(1, PIECE_BYTES // row_bytes)):
-        piece = dataclasses.replace(alone, sizes={**fitted.sizes, letter: stop - start})
-        whole = piece.own(tensor.rows(begin + start * step, begin + stop * step))
-        for target, index in parts:
-            first, last = max(start, index[axis].start), min(stop, index[axis].stop)
-            if first < last:
-                found = whole[(*index[:axis], slice(first - start, last - start), *index[axis + 1 :])]
-                where = [slice(size) for size in found.shape]
-                where[axis] = slice(first - index[axis].start, last - index[axis].start)
-                _copy(target[tuple(where)], found, order, len(alone.right[0]))
+        yield functools.partial(_fill_rows, parts, tensor, fitted, rows, start, stop)
+
+
+def _fill_whole(parts: Sequence[Part], tensor: Stored, fitted: Fitted) -> None:
+    """The parts from the whole tensor."""
+    whole = fitted.own(tensor.values())
+    for target, index in parts:
+        key: tuple[Any, ...] = (*index, ...)  # of a scalar an array, too
+        found = whole[key]
+        where: tuple[Any, ...] = (*(slice(size) for size in found.shape), ...)
+        _copy(target[where], found, (0,), 0)
+
+
+def _fill_rows(
+    parts: Sequence[Part], tensor: Stored, fitted: Fitted, rows: tuple[str, int, int], start: int, stop: int
+) -> None:
+    """What the parts have of the rows `start` to `stop`, counted in steps of `Fitted.rows`."""
+    letter, begin, step = rows
+    axis, alone = fitted.axis(letter), _alone(fitted)
+    order = [fitted.axis(other) for group in alone.right for other in group if not other.isdigit()]
+    piece = dataclasses.replace(alone, sizes={**fitted.sizes, letter: stop - start})
+    whole = piece.own(tensor.rows(begin + start * step, begin + stop * step))
+    for target, index in parts:
+        first, last = max(start, index[axis].start), min(stop, index[axis].stop)
+        if first < last:
+            found = whole[(*index[:axis], slice(first - start, last - start), *index[axis + 1 :])]
+            where = [slice(size) for size in found.shape]
+            where[axis] = slice(first - index[axis].start, last - index[axis].start)
+            _copy(target[tuple(where)], found, order, len(alone.right[0]))
 
 
 def _alone(fitted: Fitted) -> Fitted:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmax.interop.family import Family, Json, cannot, field, only
+from vlmax.interop.family import Family, Json, activation, cannot, field, name_of, only
 from vlmax.interop.table import LeftOut, Row, linear, under
 from vlmax.models.decoders.t5 import T5
-from vlmax.models.layers.mlp import Activation
 
 
 # D width, H heads, K head width, F feed-forward width, V vocabulary, B buckets of distances.
@@ -67,21 +66,21 @@ FIRST = tuple(
 )
 """The same with one matrix into the feed-forward part (v1.0)."""
 
-PARTS: dict[str, tuple[bool, Activation]] = {
+PARTS = {
     "relu": (False, "relu"),
     "gelu": (False, "gelu"),
-    "gelu_new": (False, "gelu_tanh"),
-    "gated-gelu": (True, "gelu_tanh"),
+    "gelu_new": (False, "gelu_new"),
+    "gated-gelu": (True, "gelu_new"),
     "gated-silu": (True, "silu"),
     "gated-relu": (True, "relu"),
 }
-"""`feed_forward_proj` -> whether it is gated, and its activation."""
+"""`feed_forward_proj` -> `is_gated_act` and `dense_act_fn`, where the file does not have those."""
 
 
 def read(found: Json) -> T5:
     """Our configuration."""
     only(found, "feed_forward_proj", tuple(PARTS), "relu")
-    gated, activation = PARTS[field(found, "feed_forward_proj", "relu")]
+    gated, act = PARTS[field(found, "feed_forward_proj", "relu")]
     depth = field(found, "num_layers")
     decoder_depth = field(found, "num_decoder_layers", depth)
     # transformers 5 writes whether the output is scaled; before, the word was that of tying.
@@ -98,16 +97,17 @@ def read(found: Json) -> T5:
         buckets=field(found, "relative_attention_num_buckets", 32),
         max_distance=field(found, "relative_attention_max_distance", 128),
         tied=tied,
-        gated=gated,
-        activation=activation,
+        gated=field(found, "is_gated_act", gated),
+        activation=activation(found, "dense_act_fn", act),  # not always as above: that of BLIP-2 is plain GELU
         norm_epsilon=field(found, "layer_norm_epsilon", 1e-6),
     )
 
 
 def write(config: T5) -> dict[str, Any]:
     """config.json."""
-    names = {part: name for name, part in PARTS.items()}
-    part = (config.gated, config.activation)
+    names, act = {part: name for name, part in PARTS.items()}, name_of(config.activation)
+    plain = config.gated and act == "gelu"  # which "gated-gelu" does not mean
+    part = (config.gated, "gelu_new" if plain else act)
     cannot(part in names, f"gated {config.gated} with activation {config.activation}", "t5")
     return {
         "architectures": ["T5ForConditionalGeneration"],
@@ -125,6 +125,7 @@ def write(config: T5) -> dict[str, Any]:
         "relative_attention_max_distance": config.max_distance,
         "tie_word_embeddings": config.tied,
         "feed_forward_proj": names[part],
+        **({"dense_act_fn": act} if plain else {}),
         "layer_norm_epsilon": config.norm_epsilon,
         "pad_token_id": 0,
         "eos_token_id": 1,

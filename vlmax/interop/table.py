@@ -121,7 +121,9 @@ def renamed(tensors: Tensors, rules: Sequence[tuple[str, str]]) -> dict[str, str
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         if name in names:
-            raise InputError(f"reading weights: {names[name]} and {found} are both {name}; remove one of them")
+            raise InputError(
+                f"reading {tensors[found].path}: {names[name]} and {found} are both {name}; remove one of them"
+            )
         names[name] = found
     return names
 

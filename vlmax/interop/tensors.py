@@ -77,11 +77,12 @@ Tensors = Mapping[str, Stored]
 
 def check_floating(tensors: Tensors) -> None:
     """Raises InputError: a tensor holds no floating-point numbers that can be read, such as quantised ones."""
-    wrong = [f"{name} ({stored.dtype})" for name, stored in tensors.items() if not is_floating(stored.dtype)]
+    wrong = [name for name, stored in tensors.items() if not is_floating(stored.dtype)]
     if wrong:
+        first = tensors[wrong[0]]
         raise InputError(
-            f"reading weights: {len(wrong)} tensors are not float32, float16, bfloat16 or float64, the first "
-            f"{wrong[0]}; a checkpoint in fewer bits cannot be read: take the one that it was made from"
+            f"reading {first.path}: {len(wrong)} tensors are not float32, float16, bfloat16 or float64, the first "
+            f"{wrong[0]} ({first.dtype}); a checkpoint in fewer bits cannot be read: take the one it was made from"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def tokenizer_config(folder: Path) -> TokenizerConfig | None:
                 f"opening the tokenizer in {folder}: tokenizer_config.json names no padding, end or unknown token; add "
                 "`pad_token` to it"
             )
-        return TokenizerJson(str(folder / "tokenizer.json"), pad, bos, eos)
+        # Where tokenizer.json itself says how a prompt begins, its word counts, as in transformers.
+        return TokenizerJson(str(folder / "tokenizer.json"), pad, bos, eos, begins=_begins(options, False))
     for name in ("tokenizer.model", "spiece.model"):
         if (folder / name).is_file():
             return _pieces(folder, name, options)
@@ -44,6 +46,7 @@ def tokenizer_config(folder: Path) -> TokenizerConfig | None:
             bos or plain,
             eos or plain,
             marks["pad"] or eos or plain,
+            begins=_begins(options, False),
         )
     return None
 
@@ -53,12 +56,19 @@ def _pieces(folder: Path, name: str, options: dict[str, Any]) -> SentencePiece:
     added = _read(folder / "added_tokens.json")
     names = (token for token in sorted(added, key=lambda token: added[token]) if not token.startswith("<extra_id_"))
     pad, legacy = None if name == "spiece.model" else 0, options.get("legacy", True) is not False
-    return SentencePiece(str(folder / name), pad, extra_ids=extra, added=tuple(names), marks=True, legacy=legacy)
+    begins = _begins(options, True)
+    return SentencePiece(str(folder / name), pad, extra, tuple(names), marks=True, legacy=legacy, begins=begins)
 
 
 def _options(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json over special_tokens_map.json."""
     return {**_read(folder / "special_tokens_map.json"), **_read(folder / "tokenizer_config.json")}
+
+
+def _begins(options: dict[str, Any], unless_told: bool) -> bool:
+    """Whether a prompt begins with the mark of the beginning."""
+    found = options.get("add_bos_token")
+    return unless_told if found is None else bool(found)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -87,12 +97,13 @@ def write(config: TokenizerConfig, folder: Path) -> str | None:
 def _write_pieces(config: SentencePiece, folder: Path) -> str | None:
     t5 = config.extra_ids > 0
     readable = SentencePiece(
-        config.path, None if t5 else 0, 100 if t5 else 0, added=config.added, marks=True, legacy=config.legacy
+        config.path, None if t5 else 0, 100 if t5 else 0, config.added, True, config.legacy, config.begins
     )
     if config != readable:
         return f"transformers has no tokenizer like {config}; take the model's own"
     shutil.copyfile(config.path, folder / ("spiece.model" if t5 else "tokenizer.model"))
-    marks = {"bos_token": "<s>", "pad_token": "<unk>"} if not t5 else {"pad_token": "<pad>"}
+    llama = {"bos_token": "<s>", "pad_token": "<unk>", "add_bos_token": config.begins}
+    marks = {"pad_token": "<pad>"} if t5 else llama
     kind = "T5Tokenizer" if t5 else "LlamaTokenizer"
     options = {"tokenizer_class": kind, "eos_token": "</s>", "unk_token": "<unk>", "legacy": config.legacy}
     _write_options(folder, {**options, **marks})
@@ -121,13 +132,8 @@ def check_tokenizer(tokenizer: Tokenizer, config: Any, where: Path) -> None:
 
     Also where added tokens of a SentencePiece model would get other ids than its folder gives them.
     """
-    added = _read(where / "added_tokens.json") if isinstance(tokenizer, PieceTokenizer) else {}
-    for token, i in added.items():
-        if tokenizer.names.get(token) != i:
-            raise InputError(
-                f"opening the tokenizer in {where}: added_tokens.json gives {token!r} the id {i}, and vlmax would "
-                f"give it {tokenizer.names.get(token)}, the next free one; add a tokenizer.json, which says all ids"
-            )
+    if isinstance(tokenizer, PieceTokenizer):
+        _check_added(tokenizer.names, where)
     if hasattr(config, "check_tokenizer"):
         return config.check_tokenizer(tokenizer)
     vocab = getattr(config, "vocab", None)
@@ -136,3 +142,13 @@ def check_tokenizer(tokenizer: Tokenizer, config: Any, where: Path) -> None:
             f"opening the tokenizer in {where}: it has {tokenizer.vocab_size} ids and the model embeds {vocab}: it "
             "belongs to another model, or tokens were added to it; take the model's own"
         )
+
+
+def _check_added(names: Mapping[str, int], where: Path) -> None:
+    """Raises InputError where a folder gives an added token another id than vlmax does."""
+    for token, i in _read(where / "added_tokens.json").items():
+        if names.get(token) != i:
+            raise InputError(
+                f"opening the tokenizer in {where}: added_tokens.json gives {token!r} the id {i}, and vlmax would "
+                f"give it {names.get(token)}, the next free one; add a tokenizer.json, which says all ids"
+            )

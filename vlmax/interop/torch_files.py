@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmax.errors import InputError
-from vlmax.interop.tensors import Stored
+from vlmax.interop.tensors import DTYPES, Stored
 
 STORAGES = {
     "DoubleStorage": "F64",
@@ -79,8 +79,10 @@ def read(path: Path) -> dict[str, Stored]:
             program = next((name for name in members if name.rpartition("/")[2] == "data.pkl"), None)
             if program is None:
                 raise InputError(f"reading {path}: this zip is no torch file, for it has no data.pkl")
+            folder = program.removesuffix("data.pkl")
+            if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
+                raise InputError(f"reading {path}: a big-endian machine wrote it; save it as safetensors there")
             found = build(archive.read(program))
-        folder = program.removesuffix("data.pkl")
         return {name: _stored(path, members, folder, name, view) for name, view in tensors_of(found).items()}
     except Refused as error:
         raise InputError(
@@ -92,7 +94,9 @@ def read(path: Path) -> dict[str, Stored]:
             f"reading {path}: it is no torch file, or cut off, or was written by a torch before 1.6; fetch it anew, or "
             "take a safetensors file"
         ) from None
-    except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
+    except InputError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
         raise InputError(f"reading {path}: it is damaged ({error!r}); fetch it anew") from None
 
 
@@ -126,23 +130,25 @@ def _stored(path: Path, members: Mapping[str, zipfile.ZipInfo], folder: str, nam
     info = members[f"{folder}data/{view.storage.key}"]
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"the bytes of {name} are compressed")
-    strides = [math.prod(list(view.shape[i + 1 :])) for i in range(len(view.shape))]
+    strides = [math.prod(view.shape[i + 1 :]) for i in range(len(view.shape))]
     differ = any(a != b for a, b, size in zip(view.strides, strides, view.shape, strict=True) if size > 1)
-    if differ and math.prod(view.shape):
-        raise ValueError(f"the tensor {name} {list(view.shape)} is not contiguous: its strides are {view.strides}")
+    if differ and 0 not in view.shape:
+        raise InputError(
+            f"reading {path}: the tensor {name} {list(view.shape)} is not contiguous, its strides are {view.strides}; "
+            "take a safetensors file, or save a contiguous copy of it"
+        )
     with path.open("rb") as file:  # the header in place may be longer than the one in the directory
         file.seek(info.header_offset)
         signature, *_, name_length, extra_length = struct.unpack("<4s5H3I2H", file.read(30))
     if signature != b"PK\x03\x04":
         raise ValueError(f"the member {info.filename} is not where the directory says")
-    width = int(STORAGES_WIDTH[view.storage.dtype])
+    width = DTYPES[view.storage.dtype].itemsize
     start = info.header_offset + 30 + name_length + extra_length
+    if min((view.start, *view.shape)) < 0:
+        raise ValueError(f"the tensor {name} {list(view.shape)} begins at {view.start}")
     if (view.start + math.prod(view.shape)) * width > info.file_size or start + info.file_size > path.stat().st_size:
         raise ValueError(f"the tensor {name} reaches past the end of its bytes")
     return Stored(path, start + view.start * width, view.shape, view.storage.dtype)
-
-
-STORAGES_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 def call(function: Any, arguments: tuple[Any, ...]) -> Any:

@@ -114,17 +114,21 @@ def of_adapter(path: str) -> bool:
 def merge(params: Params) -> dict[str, Any]:
     """The parameters with every adapter added to its kernel, in float32 and then in the kernel's dtype, and removed.
 
-    A kernel in few bits becomes one in float32.
+    Every kernel in few bits becomes one in float32, with an adapter and without.
     """
     merged = {name: merge(value) if isinstance(value, Mapping) else value
-              for name, value in params.items() if name != NAME}  # fmt: skip
-    return merged | ({"kernel": _plus(params["kernel"], params[NAME], 1)} if NAME in params else {})
+              for name, value in params.items() if name not in (NAME, "kernel")}  # fmt: skip
+    if "kernel" not in params:
+        return merged
+    kernel = params["kernel"]
+    kernel = dequantized(kernel, jnp.float32) if isinstance(kernel, Mapping) else kernel
+    return merged | {"kernel": _plus(kernel, params[NAME], 1) if NAME in params else kernel}
 
 
 def unmerge(merged: Params, params: Params) -> dict[str, Any]:
     """The inverse of `merge`: `merged` without the adapters that `params` holds in its kernels, and with them beside.
 
-    Exact to the rounding of the kernel's dtype.
+    Exact to the rounding of the kernel's dtype. What was in few bits stays in float32.
     """
     result = {name: unmerge(value, params[name]) if isinstance(value, Mapping) else value
               for name, value in merged.items()}  # fmt: skip
@@ -144,8 +148,6 @@ def delta(
     return (product * (alpha.astype(jnp.float32) / rank)[..., None, None]).reshape(shape)
 
 
-def _plus(kernel: Any, adapter: Mapping[str, Array], sign: int) -> Array:
-    if isinstance(kernel, Mapping):
-        kernel = dequantized(kernel, jnp.float32)
+def _plus(kernel: Array, adapter: Mapping[str, Array], sign: int) -> Array:
     added = delta(adapter["a"], adapter["b"], adapter["alpha"], kernel.shape)
     return (kernel.astype(jnp.float32) + sign * added).astype(kernel.dtype)

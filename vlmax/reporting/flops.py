@@ -2,6 +2,8 @@
 
 Conventions: matrix products only, a multiply-add counts as 2, attention over the full square. A trained part costs
 three times its forward pass (the forward pass, the gradient of its inputs and that of its weights), a frozen part once.
+Of a part that trains in part, as a base does beside its adapters, the gradient of the weights counts by the share of
+its matrices that train (`forward_passes`), attention as if it had weights, too.
 Recomputation under rematerialisation, the optimizer, norms, activations and look-ups are not counted.
 
     model_flops_per_second = examples_per_second * train_flops_per_example
@@ -10,7 +12,7 @@ Recomputation under rematerialisation, the optimizer, norms, activations and loo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 # Peak dense bfloat16 FLOP/s of one JAX device, by `device_kind`.
 # TPU: cloud.google.com/tpu/docs, one page a version; the table of jax/_src/pallas/mosaic/tpu_info.py (JAX 0.10) agrees
@@ -43,20 +45,35 @@ _PEAK_BF16_FLOPS = {
 }
 
 
-def train_flops_per_example(forward: Mapping[str, float], frozen: Collection[str] = ()) -> float:
-    """FLOPs of training on one example: 3 x the forward pass of each trained part, 1 x that of each frozen one.
+def forward_passes(trained: int, fixed: int, adapters: int = 0) -> float:
+    """What training costs a part of which something trains, in forward passes of it without adapters.
+
+    Forward pass and gradient of the inputs go through all its matrices, the gradient of weights through those alone
+    that train. So 3 where all do, and 2 and a little beside adapters. A matrix costs in proportion to its parameters.
+
+    Args:
+      trained: parameters in matrices that train, those of adapters included.
+      fixed: parameters in the other matrices.
+      adapters: those of them all that are adapters', which the FLOPs of the forward pass do not know.
+    """
+    own = trained + fixed - adapters
+    return (2 * (trained + fixed) + trained) / own if own else 3.0
+
+
+def train_flops_per_example(forward: Mapping[str, float], passes: Mapping[str, float]) -> float:
+    """FLOPs of training on one example.
 
     Args:
       forward: forward FLOPs of one example by part, a system's `flops_per_example()`.
-      frozen: names of the parts none of whose parameters train; every one must be in `forward`.
+      passes: how many forward passes training costs a part; 3 where it is not named.
 
     Raises:
-      ValueError: `frozen` names a part that `forward` does not have.
+      ValueError: `passes` names a part that `forward` does not have.
     """
-    unknown = sorted(set(frozen) - set(forward))
+    unknown = sorted(set(passes) - set(forward))
     if unknown:
-        raise ValueError(f"frozen parts {unknown} are not among the parts with FLOPs, {sorted(forward)}")
-    return sum((1.0 if part in frozen else 3.0) * flops for part, flops in forward.items())
+        raise ValueError(f"the parts {unknown} are not among those with FLOPs, {sorted(forward)}")
+    return sum(passes.get(part, 3.0) * flops for part, flops in forward.items())
 
 
 def peak_flops(device_kind: str) -> float | None:

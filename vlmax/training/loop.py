@@ -162,7 +162,7 @@ class Loop:
         peak = peak_flops(jax.devices()[0].device_kind)
         self.throughput = Throughput(
             data.batch_size,
-            train_flops_per_example(experiment.system.flops_per_example(), run.frozen_parts),
+            train_flops_per_example(experiment.system.flops_per_example(), run.passes()),
             None if peak is None else peak * jax.device_count(),
         )
         self.evaluator = Evaluator(run, workdir, reporter.message, self.quarantine.add)
@@ -240,7 +240,7 @@ class Loop:
         vote, digest = int(values.pop(VOTES)), digest_hex(values.pop("digest"))
         if step == 1:
             self.first_loss(float(values["loss"]))
-        if not values["nonfinite_in_row"] and not np.isfinite(values["update_norm"]):
+        if not values["nonfinite_in_row"] and not np.isfinite(values["parameter_norm"]):
             raise RunStopped(  # before anything is saved: metrics are read first
                 f"stopped after step {step}: the optimizer made an update that is not finite of a gradient that is; "
                 f"the weights of the last checkpoint in {self.checkpointer.directory} are good. Lower "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from jaxtyping import PyTree
 from vlmax.data.pipeline import check_divides
 from vlmax.errors import InputError
 from vlmax.experiment import Experiment, nearest_multiple
-from vlmax.sharding.rules import rule_table, shardings, state_shardings, unboxed
+from vlmax.models.lora import of_adapter
+from vlmax.reporting.flops import forward_passes
+from vlmax.sharding.rules import names_and_shape, rule_table, shardings, state_shardings, unboxed
 from vlmax.sharding.tables import Table, sharding_table, trainable_table
 from vlmax.systems.system import Instructed, Params
 from vlmax.training import patterns
@@ -62,6 +65,20 @@ class Run:
         parts = self._parts()
         flops = self.experiment.system.flops_per_example()
         return tuple(p for p in flops if parts.get(p) and all(self.optimizer.frozen[path] for path in parts[p]))
+
+    def passes(self) -> dict[str, float]:
+        """What a step costs each of the system's parts, in forward passes; see `reporting.flops`."""
+        frozen, parts = self.optimizer.frozen, self._parts()
+        shapes = {path: names_and_shape(leaf)[1] for path, leaf in patterns.flatten(self.boxed).items()}
+        # Of tables rows are looked up, which is no product.
+        sizes = {path: math.prod(shape) for path, shape in shapes.items() if not path.endswith("embedding")}
+        found = dict.fromkeys(self.frozen_parts, 1.0)
+        for part in set(self.experiment.system.flops_per_example()) & set(parts) - set(found):
+            paths = [path for path in parts[part] if path in sizes]
+            trained = sum(sizes[path] for path in paths if not frozen[path])
+            adapters = sum(sizes[path] for path in paths if of_adapter(path))
+            found[part] = forward_passes(trained, sum(sizes[path] for path in paths) - trained, adapters)
+        return found
 
     def tables(self) -> Sequence[Table]:
         """What trains, and at what rate and decay; printed before step 1."""

@@ -137,7 +137,7 @@ def train_step(
 
     A step whose loss or gradient is not finite changes nothing but the counters. (Whether the update is finite, too, is
     known only when all of it is there, and holding it back until then would cost a pass over parameters and state: the
-    loop reads `update_norm` before it saves anything.) The rng of a step is a function of `seed` and the step alone.
+    loop reads `parameter_norm` before it saves anything.) The rng of a step is a function of `seed` and the step alone.
 
     The batch holds the system's inputs, and may hold `key_hash` uint32 `[B, 2]`, of which the metrics `digest` is made,
     and `votes` int32 `[devices]`, whose maximum every process reads.
@@ -185,7 +185,6 @@ def train_step(
             "learning_rate": schedule(updates_before),
             "gradient_norm": norm,
             "parameter_norm": norm_of(trainable),
-            "update_norm": norm_of(updates),
             "nonfinite_in_row": nonfinite,
             **parts,
         }

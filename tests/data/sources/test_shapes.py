@@ -141,7 +141,7 @@ def test_pixels_and_words_are_the_same_on_every_platform():
     hashed = hashlib.sha256()
     for index in range(200):
         hashed.update(reader[index].image.tobytes() + "|".join(reader[index].texts).encode())
-    assert hashed.hexdigest()[:16] == "f3ad310089e963c5"
+    assert hashed.hexdigest()[:16] == "7284fc91c601be4b"
 
 
 def test_distinct_captions_for_retrieval():

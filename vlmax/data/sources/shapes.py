@@ -33,7 +33,8 @@ class Shapes:
       size: width and height of the images in pixels.
       seed: another seed is another world of scenes with the same words.
       kinds: which scenes there are, drawn alike: `single` (one object at a place), `pair` (two objects in a
-        relation), `group` (several equal objects), `several` (several different ones).
+        relation), `group` (several equal objects), `several` (several different ones). One that is named twice comes
+        twice as often.
       max_objects: how many objects a `group` or `several` scene has at most, 3 to 9.
       jitter: how far positions, radii and tints stray, 0 to 1; at 0 objects stand on a fixed grid, which is
         learned sooner. The words do not depend on it.

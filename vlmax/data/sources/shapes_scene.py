@@ -14,7 +14,7 @@ COLORS = {
     "purple": (145, 55, 185),
     "orange": (245, 140, 30),
     "cyan": (60, 210, 225),
-    "pink": (250, 135, 190),
+    "pink": (255, 100, 205),
 }
 BACKGROUNDS = {"black": (18, 18, 18), "gray": (125, 125, 125), "white": (238, 238, 238)}
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "heart", "star")

@@ -1,6 +1,7 @@
 """Text to token ids. A frozen configuration names the files; `open()` reads them and gives the tokenizer.
 
-`encode` gives the ids of the text alone; `to_fixed` puts the marks of begin and end round them, cuts and pads.
+`encode` gives the ids of the text alone; `to_fixed` puts the marks of begin and end round them, cuts and pads. What a
+prompt begins with is in `begin`, and what ends a model's text in `ends`: models differ in both.
 A tokenizer is picklable, so that it is opened once and travels into worker processes.
 
 | family | configuration |

@@ -8,7 +8,16 @@ import json
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from vlmax.data.tokenizers.tokenizer import FastTokenizer, Tokenizer, add_tokens, mark, read, wrong_file
+from vlmax.data.tokenizers.tokenizer import (
+    FastTokenizer,
+    Tokenizer,
+    add_tokens,
+    mark,
+    marks_before,
+    put_before,
+    read,
+    wrong_file,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +33,7 @@ class ByteBpe:
       eos: that of the end.
       pad: what fills a row.
       added: tokens that the vocabulary does not have, with the next free ids.
+      begins: a model's prompt begins with `bos`.
     """
 
     vocab: str
@@ -32,6 +42,7 @@ class ByteBpe:
     eos: str = "<|endoftext|>"
     pad: str = "<|endoftext|>"
     added: tuple[str, ...] = ()
+    begins: bool = False
 
     def open(self) -> Tokenizer:
         """The tokenizer; raises `InputError` where a file is missing or something else, or a token is not in it."""
@@ -49,17 +60,19 @@ class ByteBpe:
             for field, token in (("bos", self.bos), ("eos", self.eos), ("pad", self.pad))
         )
         fast.add_special_tokens([self.bos, self.eos, self.pad])
-        return FastTokenizer(fast, size, pad, bos, eos, strip=False)
+        if self.begins:
+            put_before(fast, self.bos)
+        return FastTokenizer(fast, size, pad, bos, eos, marks_before(fast), strip=False)
 
 
 def gpt2(vocab: str, merges: str, added: tuple[str, ...] = ()) -> ByteBpe:
-    """GPT-2's: its one mark, 50256, is begin, end and padding."""
+    """GPT-2's: its one mark, 50256, is begin, end and padding, and begins no prompt."""
     return ByteBpe(vocab, merges, added=added)
 
 
 def opt(vocab: str, merges: str, added: tuple[str, ...] = ()) -> ByteBpe:
     """OPT's: `</s>`, 2, begins every text and ends what is generated; padding is 1."""
-    return ByteBpe(vocab, merges, "</s>", "</s>", "<pad>", added)
+    return ByteBpe(vocab, merges, "</s>", "</s>", "<pad>", added, begins=True)
 
 
 def _vocabulary(path: str) -> dict[str, int]:

@@ -54,7 +54,7 @@ class ClipBpe:
         bpe.add_special_tokens(list(CLIP_MARKS))
         bpe.decoder = decoders.Sequence([decoders.Replace("</w>", "Ġ"), decoders.ByteLevel()])
         bos, eos = (vocabulary[mark] for mark in CLIP_MARKS)
-        return FastTokenizer(bpe, len(words), 0, bos, eos, clip_clean)
+        return FastTokenizer(bpe, len(words), 0, bos, eos, (bos,), clip_clean)
 
 
 def clip_clean(text: str) -> str:

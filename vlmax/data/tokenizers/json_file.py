@@ -6,7 +6,16 @@ import dataclasses
 
 import tokenizers
 
-from vlmax.data.tokenizers.tokenizer import FastTokenizer, Tokenizer, add_tokens, mark, read, wrong_file
+from vlmax.data.tokenizers.tokenizer import (
+    FastTokenizer,
+    Tokenizer,
+    add_tokens,
+    mark,
+    marks_before,
+    put_before,
+    read,
+    wrong_file,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +28,7 @@ class TokenizerJson:
       bos: the token of the beginning, or None.
       eos: the token of the end, or None.
       added: tokens that the file does not have, with the next free ids; they stand for themselves in a text.
+      begins: a model's prompt begins with `bos`, if the file itself has no rule (a "post-processor") for it.
     """
 
     path: str
@@ -26,6 +36,7 @@ class TokenizerJson:
     bos: str | None = None
     eos: str | None = None
     added: tuple[str, ...] = ()
+    begins: bool = False
 
     def open(self) -> Tokenizer:
         """The tokenizer; raises `InputError` where the file is missing or something else, or a token is not in it."""
@@ -42,6 +53,9 @@ class TokenizerJson:
             None if token is None else mark(fast, token, self.path, f"TokenizerJson.{field}")
             for field, token in (("bos", self.bos), ("eos", self.eos))
         )
+        if self.begins and self.bos is not None and fast.post_processor is None:
+            put_before(fast, self.bos)
         word = fast.decode(fast.encode("a", add_special_tokens=False).ids)
         spaced = word != word.strip()  # as with CLIP's and our own; others, such as GPT-2's, write what the text has
-        return FastTokenizer(fast, size, mark(fast, self.pad, self.path, "TokenizerJson.pad"), bos, eos, strip=spaced)
+        pad = mark(fast, self.pad, self.path, "TokenizerJson.pad")
+        return FastTokenizer(fast, size, pad, bos, eos, marks_before(fast), strip=spaced)

@@ -11,8 +11,11 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from vlmax.data.tokenizers.tokenizer import Tokenizer, before_end, read, wrong_file
+from vlmax.data.tokenizers.tokenizer import Tokenizer, before_end, ends_of, read, wrong_file
 from vlmax.errors import InputError
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What stands for a space in a piece."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class SentencePiece:
         it they are text like any other, as in SentencePiece itself.
       legacy: the text after an added token or mark begins with a space of the model's making, as the first does: the
         behaviour of LLaMA's and T5's first tokenizers in transformers, which files without `"legacy": false` ask for.
+      begins: a language model's prompt begins with the mark of the beginning, where the model has one.
     """
 
     path: str
@@ -37,6 +41,7 @@ class SentencePiece:
     added: tuple[str, ...] = ()
     marks: bool = False
     legacy: bool = True
+    begins: bool = True
 
     def open(self) -> Tokenizer:
         """The tokenizer; raises `InputError` where the file is missing or no model, or there is no padding id."""
@@ -57,9 +62,9 @@ class SentencePiece:
                 f"opening the tokenizer {self.path}: its padding id is {pad}; give one of its ids, 0 to {size - 1}, in "
                 "the tokenizer's field SentencePiece.pad"
             )
-        return PieceTokenizer(
-            processor, size, pad, bos, eos, names, None if self.legacy or not names else _without_prefix(data)
-        )
+        bare = None if self.legacy or not names else _without_prefix(data)
+        begin = (bos,) if self.begins and bos is not None else ()
+        return PieceTokenizer(processor, size, pad, bos, eos, names, bare, begin)
 
     def _names(self, processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
         """What stands for itself in a text, with its id."""
@@ -88,6 +93,7 @@ class PieceTokenizer:
     Attributes:
       names: tokens that stand for themselves in a text, with their ids.
       bare: the model without its leading space, for the text after such a token; None: `processor` reads that too.
+      further_ends: of `ends`, those after `eos`.
     """
 
     processor: sentencepiece.SentencePieceProcessor
@@ -97,6 +103,13 @@ class PieceTokenizer:
     eos: int | None
     names: dict[str, int]
     bare: sentencepiece.SentencePieceProcessor | None = None
+    begin: tuple[int, ...] = ()
+    further_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """See `Tokenizer`."""
+        return ends_of(self.eos, self.further_ends)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text alone."""
@@ -116,10 +129,14 @@ class PieceTokenizer:
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids before the first end mark; marks, `<unk>` and added tokens are left out."""
+        """The text of the ids before the first that ends; marks, `<unk>` and added tokens are left out."""
         size, unknown = len(self.processor), self.processor.unk_id()
-        kept = before_end(ids, self.bos, self.eos)
-        return self.processor.decode([i for i in kept if i < size and i != unknown])
+        kept = [i for i in before_end(ids, self.bos, self.ends) if i < size and i != unknown]
+        text = self.processor.decode(kept)
+        # It drops all spaces at the beginning, also those that followed an `<unk>`; only the first is of its making.
+        pieces = "".join(map(self.processor.id_to_piece, kept))
+        spaces = len(pieces) - len(pieces.lstrip(SPACE)) - 1
+        return " " * (spaces - (len(text) - len(text.lstrip(" ")))) + text
 
 
 def _without_prefix(data: bytes) -> sentencepiece.SentencePieceProcessor:

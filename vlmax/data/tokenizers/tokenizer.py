@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
+from tokenizers import processors
 
 from vlmax.errors import InputError, nearest
 
@@ -23,19 +25,27 @@ class Tokenizer(Protocol):
       pad_id: what fills a row after the text.
       bos: the mark of the beginning, or None.
       eos: the mark of the end, or None.
+      begin: what a language model's prompt begins with, before the ids of its text: `bos` or nothing, as a rule.
+      ends: each ends what a language model writes: `eos`, and what else the model was told to end with.
     """
 
     vocab_size: int
     pad_id: int
     bos: int | None
     eos: int | None
+    begin: tuple[int, ...]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """See above."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text alone, without marks."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids before the first end mark; the mark of the beginning is left out."""
+        """The text of the ids before the first that ends; the mark of the beginning is left out."""
         ...
 
 
@@ -71,6 +81,7 @@ class FastTokenizer:
     Attributes:
       clean: prepares a text before it.
       strip: white space round a decoded text is cut off, where it comes from the encoding and not from the text.
+      further_ends: of `ends`, those after `eos`.
     """
 
     fast: tokenizers.Tokenizer
@@ -78,16 +89,23 @@ class FastTokenizer:
     pad_id: int
     bos: int | None
     eos: int | None
+    begin: tuple[int, ...] = ()
     clean: Callable[[str], str] | None = None
     strip: bool = True
+    further_ends: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """See `Tokenizer`."""
+        return ends_of(self.eos, self.further_ends)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the text alone."""
         return self.fast.encode(self.clean(text) if self.clean else text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids before the first end mark."""
-        text = self.fast.decode(before_end(ids, self.bos, self.eos), skip_special_tokens=True)
+        """The text of the ids before the first that ends."""
+        text = self.fast.decode(before_end(ids, self.bos, self.ends), skip_special_tokens=True)
         return text.strip() if self.strip else text
 
 
@@ -114,13 +132,30 @@ def mark(fast: tokenizers.Tokenizer, token: str, path: str, field: str) -> int:
     return found
 
 
-def before_end(ids: Iterable[int], bos: int | None, eos: int | None) -> list[int]:
-    """The ids after a mark of the beginning (which may be the same as that of the end) and before the end."""
+def put_before(fast: tokenizers.Tokenizer, token: str) -> None:
+    """Tells the tokenizer that this mark begins a text; a tokenizer.json then says so, too."""
+    found = fast.token_to_id(token)
+    fast.post_processor = processors.TemplateProcessing(single=[token, "$A"], special_tokens=[(token, found)])
+
+
+def marks_before(fast: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What the tokenizer itself (its "post-processor") puts before a text."""
+    found = fast.encode("a")
+    marks = itertools.takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask, strict=True))
+    return tuple(i for i, _ in marks)
+
+
+def ends_of(eos: int | None, further: tuple[int, ...]) -> tuple[int, ...]:
+    """The mark of the end, where there is one, and what else ends a text."""
+    return tuple(dict.fromkeys((*(() if eos is None else (eos,)), *further)))
+
+
+def before_end(ids: Iterable[int], bos: int | None, ends: Collection[int]) -> list[int]:
+    """The ids after a mark of the beginning (which may be the same as one of the end) and before the end."""
     ids = [int(i) for i in ids]
     if ids and ids[0] == bos:
         del ids[0]
-    end = ids.index(eos) if eos in ids else len(ids)
-    return [i for i in ids[:end] if i != bos]
+    return [i for i in itertools.takewhile(lambda i: i not in ends, ids) if i != bos]
 
 
 def read(path: str, field: str) -> bytes:

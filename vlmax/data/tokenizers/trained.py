@@ -12,7 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from vlmax.data.example import BadRecord, Source
 from vlmax.data.tokenizers.json_file import TokenizerJson
-from vlmax.data.tokenizers.tokenizer import FastTokenizer, Tokenizer
+from vlmax.data.tokenizers.tokenizer import FastTokenizer, Tokenizer, marks_before, put_before
 from vlmax.errors import InputError
 
 TRAINED_MARKS = ("<pad>", "<bos>", "<eos>")
@@ -46,7 +46,7 @@ class TrainedBpe:
                 continue
         fast = _train(texts, self.vocab_size, f"the first {self.examples} examples of {self.source.name!r}")
         pad, bos, eos = range(self.vocab_size - len(TRAINED_MARKS), self.vocab_size)
-        return FastTokenizer(fast, self.vocab_size, pad, bos, eos)
+        return FastTokenizer(fast, self.vocab_size, pad, bos, eos, marks_before(fast))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path) -> TokenizerJson:
@@ -74,6 +74,7 @@ def _train(texts: list[str], vocab_size: int, what: str) -> tokenizers.Tokenizer
     vocabulary = learnt["vocab"] | {f"<unused {i}>": i for i in unused}
     fast = _byte_level(models.BPE(vocabulary, [tuple(merge) for merge in learnt["merges"]]))
     fast.add_special_tokens(list(TRAINED_MARKS))  # they get the ids after the vocabulary
+    put_before(fast, TRAINED_MARKS[1])
     return fast
 
 

@@ -47,4 +47,4 @@ class WordPiece:
         fast.add_special_tokens(list(MARKS))
         size = add_tokens(fast, self.added, "WordPiece.added")
         pad, bos, eos = (mark(fast, token, self.path, "WordPiece.path") for token in ("[PAD]", "[CLS]", "[SEP]"))
-        return FastTokenizer(fast, size, pad, bos, eos)
+        return FastTokenizer(fast, size, pad, bos, eos, (bos,))

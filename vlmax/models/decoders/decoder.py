@@ -101,9 +101,10 @@ def read(
         raise InputError(f"decoder: a text has {length} tokens, but `context` is {context}; shorten the text")
     keys, offset = segments, None
     if cache is not None:
-        segments = jnp.ones((batch, length), jnp.int32) if segments is None else segments
-        cache = cache.admit(segments)
-        keys, offset = cache.valid, cache.index
+        known = jnp.ones((batch, length), jnp.int32) if segments is None else segments
+        cache = cache.admit(known)
+        if not cache.fresh:  # the first tokens see each other alone, and not all the empty slots
+            segments, keys, offset = known, cache.valid, cache.index
     mask = Mask(True, window, prefix_length, segments, keys, offset)
     if positions is None:
         positions = jnp.arange(length)[None]

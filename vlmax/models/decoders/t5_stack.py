@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vlmax.models.layers.attention import Mask, attention
 from vlmax.models.layers.axes import constrain, parameter
-from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, of_all_layers
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, context_by_layer, of_all_layers, turned
 from vlmax.models.layers.dense import Dense
 from vlmax.models.layers.distances import distance_bias
 from vlmax.models.layers.mlp import MLP
@@ -59,10 +57,8 @@ class T5Stack(nn.Module):
         config, length = self.config, x.shape[1]
         init = normal(config.width**-0.5)
         table = parameter(self, "relative_bias", init, (config.buckets, config.heads), ("positions", "heads"))
-        queries = keys = jnp.arange(length)
-        if cache is not None:
-            queries, keys = queries + cache.index, jnp.arange(cache.slots)
-        bias = distance_bias(table, keys - queries[:, None], config.max_distance, self.reads_context)
+        first, keys = (0, length) if cache is None or mask.offset is None else (cache.index, cache.slots)
+        bias = distance_bias(table, first, length, keys, config.max_distance, self.reads_context)
         inputs = LayerInputs(mask, bias, context, context_mask)
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         x = constrain(drop(x), "batch", "tokens", "act_embed")
@@ -76,12 +72,8 @@ class T5Stack(nn.Module):
         known = cache.cross if context is None else None
         loop = CacheInLoop(cache.keys, cache.values, cache.index, jnp.zeros((), jnp.int32))
         (x, loop), (states, read) = run((x, loop), known, inputs)
-        index = cache.index + length
-        x = jnp.where(index <= cache.slots, x, jnp.nan)  # else the newest slots would be overwritten in silence
-        cache = dataclasses.replace(
-            cache, keys=loop.keys, values=loop.values, index=index, cross=read if known is None else known
-        )
-        return drop(final_norm(x)), states, cache
+        x = jnp.where(cache.index + length <= cache.slots, x, jnp.nan)  # else the newest slots would be overwritten
+        return drop(final_norm(x)), states, cache.after(loop, length, read if known is None else known)
 
 
 def scanned(config: T5, depth: int, *options: Any) -> Callable[..., Any]:
@@ -108,12 +100,14 @@ def in_turn(config: T5, depth: int, *options: Any) -> Callable[..., Any]:
     def run(carry, known, inputs):
         x, cache = carry
         caches: list[Any] = [None] * depth if cache is None else cache.by_layer()
-        outputs = []
+        contexts, outputs = context_by_layer(known, depth), []
         for i in range(depth):
             layer = T5Layer(config, *options, name=f"layers_{i}")
-            (x, caches[i]), output = layer((x, caches[i]), jax.tree.map(lambda x, i=i: x[i], known), inputs)
+            (x, caches[i]), output = layer((x, caches[i]), contexts[i], inputs)
             outputs.append(output)
-        return (x, None if cache is None else of_all_layers(caches)), jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+        hidden, read = zip(*outputs, strict=True)
+        out = (None if hidden[0] is None else jnp.stack(hidden), None if read[0] is None else read)
+        return (x, None if cache is None else of_all_layers(caches)), out
 
     return run
 
@@ -136,7 +130,7 @@ class T5Layer(nn.Module):
     ) -> tuple[tuple[Float[Array, "B T D"], CacheInLoop | None], tuple[Any, KeysValues | None]]:
         """From stream and cache before the layer to those after it.
 
-        `known` are keys and values of a context read before; those read now come out where there is a cache.
+        `known` is a context read before, as the cache keeps it; one that is read now comes out where there is a cache.
         """
         config, (x, cache) = self.config, carry
 
@@ -148,22 +142,22 @@ class T5Layer(nn.Module):
             return constrain(x + constrain(y, "batch", "tokens", "act_embed"), "batch", "tokens", "act_embed")
 
         attend, y = T5Attention(config, self.dtype, name="attention"), normed("attention")
-        seen, read = attend.keys_values(y), None
+        seen = attend.keys_values(y)
         if cache is not None:
-            cache, seen = cache.put(seen)
-        x = added(attend(y, seen, inputs.mask, inputs.bias))
+            cache, slots = cache.put(seen)
+            seen = seen if inputs.mask.offset is None else slots
+        x, read = added(attend(y, seen, inputs.mask, inputs.bias)), None
         if self.reads_context:
             attend, y = T5Attention(config, self.dtype, name="cross_attention"), normed("cross_attention")
-            if inputs.context is not None:
-                known = read = attend.keys_values(inputs.context)
-            assert known is not None
-            x = added(attend(y, known, inputs.context_mask, None))
+            context = attend.keys_values(inputs.context) if known is None else turned(known)
+            x = added(attend(y, context, inputs.context_mask, None))
+            read = turned(context) if known is None and cache is not None else None
         up, down = normal(config.width**-0.5), normal(config.mlp**-0.5)
         mlp = MLP(
             config.mlp, config.activation, up, down, gated=config.gated, use_bias=False, dtype=self.dtype, name="mlp"
         )
         x = added(mlp(normed("mlp")))
-        return (x, cache), (x if self.keep_hidden else None, None if cache is None else read)
+        return (x, cache), (x if self.keep_hidden else None, read)
 
 
 class T5Attention(nn.Module):

@@ -39,12 +39,18 @@ class ResNet:
     Attributes:
         stem: channels after the stem; the last feature map has 32 times as many.
         depths: blocks in each of the four stages.
-        image: side of the image in pixels.
+        image: side of the image in pixels; any, as every stride rounds up.
+
+    Raises:
+        InputError: a size below 1, or not four stages.
     """
 
     stem: int = 64
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)
     image: int = 224
+
+    def __post_init__(self) -> None:
+        _check("ResNet", self.depths, stem=self.stem, image=self.image)
 
     @property
     def width(self) -> int:
@@ -77,7 +83,7 @@ class ResNet:
 
     def flops(self) -> float:
         """FLOPs of the forward pass of one image (convolutions; a multiply-add is 2)."""
-        return _conv_flops(self.image / 2, 7, 3, self.stem) + _stages_flops(self, antialias=False)
+        return _conv_flops(_halved(self.image), 7, 3, self.stem) + _stages_flops(self, antialias=False)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,9 @@ class ModifiedResNet:
         heads: heads of the attention pool; they divide 32 * `stem`.
         output: width of the attention pool's output. CLIP takes it for the embedding: no projection follows.
         image: side of the image in pixels, a multiple of 32.
+
+    Raises:
+        InputError: sizes that do not divide or are below 1, or not four stages.
     """
 
     stem: int = 64
@@ -99,6 +108,8 @@ class ModifiedResNet:
     image: int = 224
 
     def __post_init__(self) -> None:
+        sizes = {"stem": self.stem, "heads": self.heads, "output": self.output, "image": self.image}
+        _check("ModifiedResNet", self.depths, **sizes)
         if self.stem % 2 or self.image % _REDUCTION or self.width % self.heads:
             raise InputError(
                 f"ModifiedResNet: stem {self.stem} must be even, image {self.image} a multiple of {_REDUCTION}, and "
@@ -136,7 +147,7 @@ class ModifiedResNet:
 
     def flops(self) -> float:
         """FLOPs of the forward pass of one image (matrix products and convolutions; a multiply-add is 2)."""
-        half, stem = self.image / 2, self.stem
+        half, stem = _halved(self.image), self.stem
         convolutions = ((3, stem // 2), (stem // 2, stem // 2), (stem // 2, stem))
         total = sum(_conv_flops(half, 3, c_in, c_out) for c_in, c_out in convolutions)
         tokens = (self.image // _REDUCTION) ** 2 + 1
@@ -159,16 +170,32 @@ def clip_rn50(image: int = 224) -> ModifiedResNet:
     return ModifiedResNet(image=image)
 
 
-def _conv_flops(side: float, kernel: int, c_in: int, c_out: int) -> float:
+def _check(kind: str, depths: tuple[int, ...], **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{kind}: {name} is {size}; it must be 1 or more; change this field of the image encoder")
+    if len(depths) != _STAGES or min(depths) < 1:
+        raise InputError(
+            f"{kind}: depths is {depths}; it must be the blocks of each of {_STAGES} stages, 1 or more; change this "
+            "field of the image encoder"
+        )
+
+
+def _halved(side: int) -> int:
+    """The side of a feature map after a stride of 2."""
+    return -(-side // 2)
+
+
+def _conv_flops(side: int, kernel: int, c_in: int, c_out: int) -> float:
     """`side` is that of the output."""
-    return 2 * side**2 * kernel**2 * c_in * c_out
+    return 2.0 * side**2 * kernel**2 * c_in * c_out
 
 
 def _stages_flops(config: ResNet | ModifiedResNet, antialias: bool) -> float:
-    total, side, c_in = 0.0, config.image / 4, config.stem
+    total, side, c_in = 0.0, _halved(_halved(config.image)), config.stem
     for stage, depth in enumerate(config.depths):
         inner, outer = config.stem * 2**stage, config.stem * 2**stage * _EXPANSION
-        after = side / 2 if stage else side
+        after = _halved(side) if stage else side
         middle = side if antialias else after
         total += _conv_flops(side, 1, c_in, inner) + _conv_flops(middle, 3, inner, inner)
         total += _conv_flops(after, 1, inner, outer) + _conv_flops(after, 1, c_in, outer)

@@ -1,4 +1,5 @@
-"""Which kernel computes attention: splash attention on TPU, cuDNN's on an NVIDIA GPU, XLA's own products elsewhere.
+"""Which kernel computes attention: splash attention on TPU, cuDNN's on NVIDIA's GPUs from Ampere on, XLA's own products
+elsewhere.
 
 The platform is that of the devices of the mesh in context (so that a program compiled ahead of time for a TPU gets the
 TPU's kernel), without a mesh that of the default backend; `VLMAX_ATTENTION=xla` or another name overrides it. What a
@@ -21,6 +22,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
@@ -42,7 +44,7 @@ WEIGHTS = "attention_weights"
 
 _LANES = 128  # splash attention takes whole lanes of tokens
 _BLOCKS = (512, 384, 256, 128)  # tokens of a block, the first that divides the length: the smaller ones cost time
-_KERNELS: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+_AMPERE = 8  # the first generation of NVIDIA's whose attention cuDNN computes
 
 
 def kernel() -> Kernel:
@@ -58,7 +60,22 @@ def kernel() -> Kernel:
                 return known
         raise InputError(f"attention: {VARIABLE} is {named!r}; {nearest(named, get_args(Kernel))}")
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return _KERNELS.get(jax.default_backend() if device is None else device.platform, "xla")
+    platform = jax.default_backend() if device is None else device.platform
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform in ("gpu", "cuda") and _generation() >= _AMPERE else "xla"
+
+
+@functools.cache
+def _generation() -> int:
+    """The major compute capability of this process's GPUs; 0 where they are not NVIDIA's, or there are none."""
+    try:
+        devices = jax.local_devices(backend="gpu")
+    except RuntimeError:  # such as a program for a GPU that is compiled elsewhere
+        return 0
+    # Of an AMD GPU it is the name of its architecture.
+    found = [re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", ""))) for device in devices]
+    return min((0 if match is None else int(match[1]) for match in found), default=0)
 
 
 def fused(
@@ -92,6 +109,7 @@ def _whole(k: Array) -> bool:
 
 
 def _divides(size: int, name: str) -> bool:
+    """Whether the mesh axes of a logical axis divide it."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     return size % math.prod(sizes[axis] for axis in mesh_axes(name)) == 0
 
@@ -110,13 +128,13 @@ def splash(
     segments = () if mask.query_segments is None else (mask.query_segments, mask.key_segments)
     batch, heads = mesh_axes("batch"), mesh_axes("act_heads")
     function = functools.partial(_splash_on_device, causal=mask.causal, window=mask.window, interpret=interpret)
-    if batch or heads:
+    if not jax.sharding.get_abstract_mesh().empty:
+        # Over all axes of the mesh, also those that split nothing here: the compiler takes a kernel only so.
         rows = PartitionSpec(batch or None, None, heads or None)
         function = jax.shard_map(
             function,
             in_specs=(rows, rows, rows, *(PartitionSpec(batch or None) for _ in segments)),
             out_specs=rows,
-            axis_names={*batch, *heads},
             check_vma=False,
         )
     return function(q, k, v, *segments)

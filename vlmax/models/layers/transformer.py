@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from vlmax.errors import InputError
 from vlmax.models.layers.attention import Attention, Mask
 from vlmax.models.layers.axes import constrain, parameter
-from vlmax.models.layers.cache import Cache, CacheInLoop, KeysValues, of_all_layers
+from vlmax.models.layers.cache import Cache, CacheInLoop, KeptContext, context_by_layer, of_all_layers, turned
 from vlmax.models.layers.embeddings import Angles, Rotary
 from vlmax.models.layers.kernels import WEIGHTS
 from vlmax.models.layers.mlp import MLP, Activation
@@ -172,17 +172,17 @@ Carry = tuple[Float[Array, "B T D"], CacheInLoop | None]
 
 
 class OwnInputs(NamedTuple):
-    """What a layer gets for itself: its rate of drop path, and its keys and values of a context read before."""
+    """What a layer gets for itself: its rate of drop path, and a context read before, as the cache keeps it."""
 
     drop_path: Float[Array, ""]
-    cross: KeysValues | None = None
+    cross: Any = None
 
 
 class OwnOutputs(NamedTuple):
-    """What a layer leaves: its output where hidden states are kept; for a cache, the context's keys and values."""
+    """What a layer leaves: its output where hidden states are kept; for a cache, the context that it has read."""
 
     hidden: Float[Array, "B T D"] | None
-    cross: KeysValues | None
+    cross: KeptContext | None
 
 
 class Layer(nn.Module):
@@ -217,14 +217,17 @@ class Layer(nn.Module):
             nonlocal cache
             itself, seen = attention("attention"), None
             if cache is not None:
-                cache, seen = cache.put(itself.keys_values(y, inputs.rotary))
+                new = itself.keys_values(y, inputs.rotary)
+                cache, slots = cache.put(new)
+                seen = new if inputs.mask.offset is None else slots
             return itself(y, seen, inputs.mask, inputs.rotary)
 
-        x, context = self.residual(x, "attention_norm", drop_path, attend), None
+        x, read = self.residual(x, "attention_norm", drop_path, attend), None
         if config.cross_width is not None:
             cross = attention("cross_attention")
-            context = own.cross if inputs.context is None else cross.keys_values(inputs.context)
+            context = turned(own.cross) if own.cross is not None else cross.keys_values(inputs.context)
             x = self.residual(x, "cross_attention_norm", drop_path, lambda y: cross(y, context, inputs.context_mask))
+            read = turned(context) if own.cross is None and cache is not None else None
         mlp = MLP(
             config.mlp,
             config.activation,
@@ -237,8 +240,7 @@ class Layer(nn.Module):
             name="mlp",
         )
         x = self.residual(x, "mlp_norm", drop_path, mlp)
-        new = cache is not None and inputs.context is not None
-        return (x, cache), OwnOutputs(x if self.keep_hidden else None, context if new else None)
+        return (x, cache), OwnOutputs(x if self.keep_hidden else None, read)
 
     def residual(self, x, name, drop_path, part):
         """`x + part(norm(x))`, or `norm(x + part(x))`, with dropout on the part."""
@@ -312,11 +314,13 @@ class TransformerModule(nn.Module):
 
         `positions` are those of rotary embedding; unless given 0, 1, 2, ..., or the slots of the cache.
 
-        A cache comes with the new tokens admitted, and with a mask whose keys are its slots. The context is read at
+        A cache comes with the new tokens admitted, and with a mask whose keys are its slots, which has an offset; at
+        the first call the mask may be one without, and the tokens then see each other alone. The context is read at
         the first call and may be left out of those that follow.
 
         Raises:
-          ValueError: a context without cross-attention, or the other way round; positions without rotary embedding.
+          ValueError: a context without cross-attention, or the other way round; positions without rotary embedding; a
+            mask without an offset for a cache that holds something.
         """
         config = self.config
         known = cache is not None and cache.cross is not None
@@ -334,6 +338,8 @@ class TransformerModule(nn.Module):
                 positions = slots if cache is None else slots + cache.index
             rotary = config.rotary.angles(positions, config.head_width)
         inputs = LayerInputs(mask or Mask(), rotary, context, context_mask or Mask())
+        if cache is not None and not cache.fresh and inputs.mask.offset is None:
+            raise ValueError("transformer: the cache holds tokens, and the mask has no offset for those that follow")
 
         rates = jnp.asarray(np.linspace(0, config.drop_path, config.depth), jnp.float32)
         x = constrain(x.astype(self.dtype), "batch", "tokens", "act_embed")
@@ -342,14 +348,12 @@ class TransformerModule(nn.Module):
         if cache is None:
             (x, _), states = run((x, None), OwnInputs(rates), inputs)
             return x, states.hidden
-        index = cache.index + x.shape[1]
-        x = jnp.where(index <= cache.slots, x, jnp.nan)  # else the newest slots would be overwritten in silence
+        length = x.shape[1]
+        x = jnp.where(cache.index + length <= cache.slots, x, jnp.nan)  # else the newest slots would be overwritten
         loop = CacheInLoop(cache.keys, cache.values, cache.index, jnp.zeros((), jnp.int32))
         cross = cache.cross if context is None else None
         (x, loop), states = run((x, loop), OwnInputs(rates, cross), inputs)
-        cross = cross or states.cross
-        cache = dataclasses.replace(cache, keys=loop.keys, values=loop.values, index=index, cross=cross)
-        return x, states.hidden, cache
+        return x, states.hidden, cache.after(loop, length, states.cross if cross is None else cross)
 
 
 Run = Callable[[Carry, OwnInputs, LayerInputs], tuple[Any, OwnOutputs]]
@@ -380,11 +384,13 @@ def in_turn(config: Transformer, *options: Any) -> Run:
     def run(carry, own, inputs):
         x, cache = carry
         caches: list[Any] = [None] * config.depth if cache is None else cache.by_layer()
-        outputs = []
+        contexts, outputs = context_by_layer(own.cross, config.depth), []
         for i in range(config.depth):
             layer = Layer(config, *options, name=f"layers_{i}")
-            (x, caches[i]), output = layer((x, caches[i]), jax.tree.map(lambda x, i=i: x[i], own), inputs)
+            (x, caches[i]), output = layer((x, caches[i]), OwnInputs(own.drop_path[i], contexts[i]), inputs)
             outputs.append(output)
-        return (x, None if cache is None else of_all_layers(caches)), jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+        hidden, read = zip(*outputs, strict=True)
+        out = OwnOutputs(None if hidden[0] is None else jnp.stack(hidden), None if read[0] is None else read)
+        return (x, None if cache is None else of_all_layers(caches)), out
 
     return run

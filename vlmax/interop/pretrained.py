@@ -196,14 +196,6 @@ def _open(init: Pretrained, system: Any) -> Opened | Trained:
     return opened
 
 
-def _inner(config: Any, part: str) -> Any:
-    """The configuration of a part; one that has none of its own goes by that of what it lies in."""
-    for name in part.split("/"):
-        inner = getattr(config, name, None)
-        config = inner if dataclasses.is_dataclass(inner) else config
-    return config
-
-
 def _join(prefix: str, path: str) -> str:
     return f"{prefix}/{path}" if prefix else path
 

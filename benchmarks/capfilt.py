@@ -67,6 +67,7 @@ def _flags() -> argparse.Namespace:
 def _bootstrap(flags: argparse.Namespace, web: Any) -> None:
     from vlmax.bootstrap import Command, run
     from vlmax.bootstrapping.judging import NUCLEUS
+    from vlmax.data.sources.options import Options
 
     both = flags.workdir / "base" if flags.base is None else flags.base
     run(
@@ -77,8 +78,8 @@ def _bootstrap(flags: argparse.Namespace, web: Any) -> None:
             out=flags.workdir / "set",
             name="bootstrapped",
             threshold=flags.threshold,
-            texts=1,
-            fields=("group", "wrong"),
+            max_texts=1,
+            reading=Options(fields=("group", "wrong")),
             batch_size=flags.batch_size,
             shard_records=2048,
             workers=0,

@@ -5,8 +5,8 @@ r"""BLIP-2's first stage fine-tuned on COCO for retrieval (Li et al. 2023, secti
 
 All of the first stage trains with its three losses, the image encoder, too. Numbers are the paper's (table 9): 5 epochs
 in batches of 224, learning rate 1e-5 (ViT-L: 5e-6) after 1,000 steps of warm-up, betas 0.9 and 0.999 (ViT-L: 0.98),
-decay 0.05, pictures of 364 pixels, layer-wise decay 0.95 of the encoder's rate, which reaches the optimizer here and in the
-public code (LAVIS) does not. From that code: captions of the same image share the contrastive target and are no
+decay 0.05, pictures of 364 pixels, layer-wise decay 0.95 of the encoder's rate, which reaches the optimizer here and in
+the public code (LAVIS) does not. From that code: captions of the same image share the contrastive target and are no
 negatives, 128 candidates are re-ranked, the cosine ends at 0, crops of (0.5, 1) with flips.
 
 It reads the checkpoint of `blip2_stage1.py`, and the image encoder in full precision from where that takes it; COCO's
@@ -128,7 +128,7 @@ def tiny(size: int = 48) -> Experiment:
                 unroll=4,
             ),
             embed=64,
-            length=20,
+            length=16,
             pad=509,
             decode=512,
             lock_image=False,
@@ -138,7 +138,7 @@ def tiny(size: int = 48) -> Experiment:
         data=Data(
             sources=(Weighted(train),),
             preprocess=ImageText(
-                image, WithTokens(TrainedBpe(train, vocab_size=512), ("[DEC]",)), length=20, group="group"
+                image, WithTokens(TrainedBpe(train, vocab_size=512), ("[DEC]",)), length=16, group="group"
             ),
             batch_size=64,
         ),

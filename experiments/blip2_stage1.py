@@ -9,8 +9,8 @@ silent it is the public code (LAVIS, pretrain_stage1.yaml): the rate ends at 1e-
 flips, 32 tokens of text, label smoothing 0.1, dropout 0.1, no decay on biases and norms.
 
 What it reads: `data/blip2/*`, shards of image-text pairs. The paper's are 129 million: COCO, Visual Genome, CC3M,
-CC12M, SBU and 115 million of LAION, with the two best of ten captions by BLIP of each web picture (of which a step draws one);
-they are not published, and `python -m vlmax.bootstrap` makes their like. `data/bert-base-uncased` is Hugging Face's
+CC12M, SBU and 115 million of LAION, with the two best of ten captions by BLIP of each web picture (of which a step
+draws one); they are not published, and `python -m vlmax.bootstrap` makes their like. `data/bert-base-uncased` is Hugging Face's
 folder. The image encoder comes from `data/blip2-opt-2.7b`, Hugging Face's folder of Salesforce/blip2-opt-2.7b, which
 holds EVA's ViT-g as all of BLIP-2 reads it, and for ViT-L from `data/clip-vit-large-patch14`.
 
@@ -127,7 +127,7 @@ def tiny() -> Experiment:
                 unroll=4,
             ),
             embed=64,
-            length=20,
+            length=16,
             pad=509,
             decode=512,
             chunk=4096,
@@ -135,15 +135,15 @@ def tiny() -> Experiment:
         ),
         data=Data(
             sources=(Weighted(train),),
-            preprocess=ImageText(image, tokenizer, length=20, group="group"),
-            batch_size=64,
+            preprocess=ImageText(image, tokenizer, length=16, group="group"),
+            batch_size=32,
         ),
         optimizer=Optimizer(
             AdamW(b1=0.9, b2=0.98, weight_decay=0.05),
             Cosine(peak=1e-3, warmup_steps=50, end=1e-5),
             clip_norm=1.0,
         ),
-        steps=1500,
+        steps=1200,
         init=(Pretrained("runs/clip_shapes", "image", take="image"),),
         evaluation_image=image,
         evaluations=(

@@ -111,13 +111,13 @@ def tiny() -> Experiment:
     tokenizer = TrainedBpe(ShapesText("train"), vocab_size=512)
     language = T5(width=128, heads=4, vocab=512, depth=3, head_dim=32, mlp=352, context=256, unroll=3)
     encoder = ResNet(stem=16, depths=(1, 1, 1, 1), image=SIZE)
-    captions = {"settings": Generation(max_new_tokens=20), "scores": (TrueWords(),)}
+    captions = {"settings": Generation(max_new_tokens=16), "scores": (TrueWords(),)}
     prompting, new = Prompting(tokenizer, closed=True), Shapes("train", count=512, size=SIZE, kinds=KINDS, seed=1)
     return Experiment(
         name="blip2_stage2_flant5_tiny",
         system=ImagePrefix(
             image=encoder,
-            text=TextToText(language, 20, 20),
+            text=TextToText(language, 16, 16),
             connector=QFormer(
                 width=128,
                 depth=4,
@@ -134,7 +134,7 @@ def tiny() -> Experiment:
         ),
         data=Data(
             sources=(Weighted(train),),
-            preprocess=ImagePair(image, PackedPairs(tokenizer, 20, 20)),
+            preprocess=ImagePair(image, PackedPairs(tokenizer, 16, 16)),
             batch_size=64,
         ),
         optimizer=Optimizer(
@@ -142,7 +142,7 @@ def tiny() -> Experiment:
             Cosine(peak=1e-3, warmup_steps=50, end=5e-5),
             clip_norm=1.0,
         ),
-        steps=1000,
+        steps=2000,
         init=(
             Pretrained("runs/blip2_stage1_tiny", "image", take="image"),
             Pretrained("runs/blip2_stage1_tiny", "connector", take="qformer", leave=TEXT_BRANCH),

@@ -112,13 +112,13 @@ def tiny() -> Experiment:
     tokenizer = TrainedBpe(ShapesText("train"), vocab_size=512)
     language = OPT(width=128, heads=4, vocab=512, depth=4, mlp=512, context=256, unroll=4)
     encoder = ResNet(stem=16, depths=(1, 1, 1, 1), image=SIZE)
-    captions = {"settings": Generation(max_new_tokens=20), "scores": (TrueWords(),)}
+    captions = {"settings": Generation(max_new_tokens=16), "scores": (TrueWords(),)}
     new = Shapes("train", count=512, size=SIZE, kinds=KINDS, seed=1)
     return Experiment(
         name="blip2_stage2_opt_tiny",
         system=ImagePrefix(
             image=encoder,
-            text=Causal(language, 20),
+            text=Causal(language, 16),
             connector=QFormer(
                 width=128,
                 depth=4,
@@ -135,7 +135,7 @@ def tiny() -> Experiment:
         ),
         data=Data(
             sources=(Weighted(train),),
-            preprocess=ImagePrompt(image, tokenizer, length=20),
+            preprocess=ImagePrompt(image, tokenizer, length=16),
             batch_size=64,
         ),
         optimizer=Optimizer(
@@ -143,7 +143,7 @@ def tiny() -> Experiment:
             Cosine(peak=1e-3, warmup_steps=50, end=5e-5),
             clip_norm=1.0,
         ),
-        steps=1000,
+        steps=2000,
         init=(
             Pretrained("runs/blip2_stage1_tiny", "image", take="image"),
             Pretrained("runs/blip2_stage1_tiny", "connector", take="qformer", leave=TEXT_BRANCH),

@@ -7,7 +7,7 @@ Image encoder, Q-Former and projection train; the Q-Former also reads the prompt
 language model goes on from it, "Question: {} Answer:". Numbers are the paper's (table 8): 5 epochs in batches of 128,
 learning rate 1e-5 after 1,000 steps of warm-up, betas 0.9 and 0.999, decay 0.05, pictures of 490 pixels, 5 beams,
 layer-wise decay of the encoder's rate 0.95 (OPT-6.7B: 0.9). There is no public code of it. As in BLIP, VQAv2's train
-and val are joined by Visual Genome's questions; an epoch is all of them, and the cosine ends at 0. The branch with which
+and val are joined by Visual Genome's questions; an epoch is all of them, and the cosine ends at 0. The branch by which
 the Q-Former reads the question is the first stage's, for the second stage has none.
 
 It reads the checkpoints of both stages, `data/blip2-opt-2.7b` for the image encoder in full precision, the language
@@ -31,7 +31,6 @@ from vlmax.data.sources.vqa import VQA
 from vlmax.data.texts import PackedPairs
 from vlmax.data.tokenizers import SentencePiece, TrainedBpe, WithTokens, WordPiece, opt
 from vlmax.decoding.settings import Generation
-from vlmax.evaluation import prompting
 from vlmax.evaluation.prompting import Prompting
 from vlmax.evaluation.question_answering import InOwnWords, QuestionAnswering
 from vlmax.evaluation.scores.vqa import ExactMatch
@@ -114,7 +113,7 @@ def get_config(variant: str = "base") -> Experiment:
                 VQA((f"{FOLDER}/v2_OpenEnded_mscoco_test-dev2015_questions.json",), (), PICTURES, name="test-dev"),
                 put,
                 prompt=PROMPT,
-                instruction=prompting.Instruction(Prompting(bert, begin="[CLS]", closed=True), 32),
+                instruction=asked,
                 answering=InOwnWords(Generation(max_new_tokens=10, beams=5, length_penalty=-1.0)),
                 scores=(),
             ),
@@ -137,7 +136,7 @@ def tiny(size: int = 48) -> Experiment:
     """The same code on `shapes`."""
     image, scenes = ImageTransform(Squash(size)), Shapes("train", size=size, kinds=("single", "group"))
     tokenizer, prompt = TrainedBpe(ShapesText("train"), vocab_size=512), "question: {} answer:"
-    bert = WithTokens(TrainedBpe(scenes, vocab_size=512), ("[DEC]",))  # that of the first stage
+    asked = Instruction(WithTokens(TrainedBpe(scenes, vocab_size=512), ("[DEC]",)), 20)  # the first stage's tokens
     encoder = ResNet(stem=16, depths=(1, 1, 1, 1), image=size)
     run = "runs/blip2_stage2_opt_tiny"
     return Experiment(
@@ -166,7 +165,7 @@ def tiny(size: int = 48) -> Experiment:
         data=Data(
             sources=(Weighted(ShapesQuestions(scenes)),),
             preprocess=ImagePrompt(
-                image, tokenizer, length=32, asks=AnswerTo(prompt), instruction=Instruction(bert, 20)
+                image, tokenizer, length=32, asks=AnswerTo(prompt), instruction=asked
             ),
             batch_size=64,
         ),
@@ -183,7 +182,7 @@ def tiny(size: int = 48) -> Experiment:
                 ShapesQuestions(Shapes("test", count=256, size=size, kinds=("single", "group"))),
                 Prompting(tokenizer),
                 prompt=prompt,
-                instruction=prompting.Instruction(Prompting(bert, begin="<bos>", closed=True), 20),
+                instruction=asked,
                 answering=InOwnWords(Generation(max_new_tokens=8)),
                 scores=(ExactMatch(),),
             ),

@@ -11,7 +11,7 @@ code goes through all of them, so five times as many pictures make an epoch.
 COCO's Karpathy test split: BLEU-4 38.6 and CIDEr 129.7 after pretraining on 14 million images with CapFilt, 39.7 and
 133.3 after 129 million, ViT-L 40.4 and 136.7 (tables 1 and 7).
 
-`:tiny` is the same code on `shapes`, from scratch: @TINY@.
+`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny: @TINY@.
 """
 
 from vlmax.data.augment import RandAugment
@@ -21,6 +21,8 @@ from vlmax.data.images import ImageTransform, RandomResizedCrop, Squash
 from vlmax.data.pipeline import Data, Weighted
 from vlmax.data.sources.karpathy import Karpathy
 from vlmax.data.sources.shapes import Shapes
+from vlmax.data.sources.shapes_documents import ShapesText
+from vlmax.data.sources.shapes_scene import Kind
 from vlmax.data.tokenizers import TrainedBpe, WithTokens, WordPiece
 from vlmax.decoding.settings import Generation
 from vlmax.evaluation.captioning import Captioning
@@ -29,7 +31,6 @@ from vlmax.evaluation.scores.shapes import TrueWords
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
-from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16, blip_vit_l16
 from vlmax.systems.blip_caption import BLIPCaption
 from vlmax.systems.blip_model import MED
@@ -41,6 +42,8 @@ BATCH, EPOCHS = 256, 5
 EPOCH = 566_747 // BATCH  # captions of COCO's train and restval
 TOKENIZER = WordPiece("data/bert-base-uncased/vocab.txt", added=("[DEC]", "[ENC]"))
 PROMPT = "a picture of"
+KINDS: tuple[Kind, ...] = ("single", "group")
+TRAINED: tuple[Kind, ...] = ("single", "single", "single", "group")
 
 
 def get_config(variant: str = "base") -> Experiment:
@@ -77,21 +80,7 @@ def get_config(variant: str = "base") -> Experiment:
             decay_multipliers=((".*", 1.0),),
         ),
         steps=EPOCHS * EPOCH,
-        init=(
-            Pretrained(pretrained, "image", take="image", resize=("positions/embedding",)),
-            Pretrained(  # the decoder as it was trained: what it had for itself, and what it shared with the encoder
-                pretrained,
-                "decoder",
-                copies=(
-                    (r"(transformer/layers/attention.*|head_.*|output_bias)", r"decoder/\1"),
-                    (r"(.*)", r"text/\1"),
-                ),
-                leave=(
-                    "(image|image_projection|text_projection|matching|objective)/.*",
-                    "text/transformer/layers/attention.*",
-                ),
-            ),
-        ),
+        init=begun(pretrained),
         evaluation_image=ImageTransform(Squash(384)),
         evaluations=(
             Captioning(
@@ -106,44 +95,61 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def tiny(size: int = 48) -> Experiment:
-    """The same code on `shapes`, from scratch."""
-    train, image = Shapes("train", size=size, kinds=("single", "group"), captions="full"), ImageTransform(Squash(size))
-    tokenizer = WithTokens(TrainedBpe(train, vocab_size=512))
+def begun(run: str) -> tuple[Pretrained, ...]:
+    """Image encoder and decoder as they were pretrained, what the decoder had for itself and what it shared."""
+    return (
+        Pretrained(run, "image", take="image", resize=("positions/embedding",)),
+        Pretrained(
+            run,
+            "decoder",
+            copies=(
+                (r"(transformer/layers/attention.*|head_.*|output_bias)", r"decoder/\1"),
+                (r"(.*)", r"text/\1"),
+            ),
+            leave=(
+                "(image|image_projection|text_projection|matching|objective)/.*",
+                "text/transformer/layers/attention.*",
+            ),
+        ),
+    )
+
+
+def tiny(size: int = 64) -> Experiment:
+    """The same code on `shapes`, from the tiny pretraining."""
+    train, image = Shapes("train", size=size, kinds=TRAINED, captions="full"), ImageTransform(Squash(size))
+    tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))
     return Experiment(
         name="blip_tiny_caption",
         system=BLIPCaption(
             model=MED(
-                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
-                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=514, context=32, token_types=0, unroll=2),
-                pad=509,
-                decode=512,
-                encode=513,
+                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
+                pad=765,
+                decode=768,
+                encode=769,
                 dtype="float32",
             ),
-            length=28,
+            length=24,
         ),
         data=Data(
             sources=(Weighted(train),),
-            preprocess=PromptedCaption(image, tokenizer, length=28, prompt=PROMPT),
-            batch_size=128,
+            preprocess=PromptedCaption(image, tokenizer, length=24, prompt=PROMPT),
+            batch_size=64,
         ),
         optimizer=Optimizer(
-            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05),
-            Cosine(peak=1e-3, warmup_steps=50),
-            clip_norm=1.0,
-            lr_multipliers=(("image/.*", 8.0),),
+            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05), Cosine(peak=3e-4, warmup_steps=20), clip_norm=1.0
         ),
-        steps=800,
+        steps=300,
+        init=begun("runs/blip_tiny_pretrain"),
         evaluation_image=image,
         evaluations=(
             Captioning(
-                Shapes("test", count=256, size=size, kinds=("single", "group"), captions="full"),
+                Shapes("test", count=512, size=size, kinds=KINDS, captions="full"),
                 Prompting(tokenizer, begin="[DEC]"),
                 prompt=PROMPT,
-                settings=Generation(max_new_tokens=24, beams=3),
+                settings=Generation(max_new_tokens=17, beams=3),
                 scores=(TrueWords(),),
             ),
         ),
-        checkpoints=Checkpoints(every_steps=200),
+        checkpoints=Checkpoints(every_steps=100),
     )

@@ -15,7 +15,7 @@ negatives from one GPU's 32 pairs; here they are of the whole batch.
 | COCO, ViT-L | 82.4 95.4 97.9 | 65.1 86.3 91.8 | 129 million, with CapFilt |
 | Flickr30k, 1,000 | 96.6 99.8 100 | 87.2 97.5 98.8 | 14 million, with CapFilt |
 
-`:tiny` is the same code on `shapes`, from scratch: @TINY@.
+`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny: @TINY@.
 """
 
 from vlmax.data.augment import RandAugment
@@ -25,12 +25,13 @@ from vlmax.data.pipeline import Data, Weighted
 from vlmax.data.preprocess import ImageText
 from vlmax.data.sources.karpathy import Karpathy
 from vlmax.data.sources.shapes import Shapes
+from vlmax.data.sources.shapes_documents import ShapesText
+from vlmax.data.sources.shapes_scene import Kind
 from vlmax.data.tokenizers import TrainedBpe, WithTokens, WordPiece
 from vlmax.evaluation.reranking import Reranking
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
-from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16, blip_vit_l16
 from vlmax.systems.blip_alignment import Alignment
 from vlmax.systems.blip_model import MED
@@ -40,6 +41,8 @@ from vlmax.training.schedules import Cosine, EpochCosine
 
 VARIANTS = ("base", "flickr", "vitl", "tiny")
 BATCH, EPOCHS = 256, 6
+KINDS: tuple[Kind, ...] = ("single", "group")
+TRAINED: tuple[Kind, ...] = ("single", "single", "single", "group")
 CAPTIONS = {"coco": 566_747, "flickr": 145_000}
 TOKENIZER = WordPiece("data/bert-base-uncased/vocab.txt", added=("[DEC]", "[ENC]"))
 
@@ -101,38 +104,41 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def tiny(size: int = 48) -> Experiment:
-    """The same code on `shapes`, from scratch."""
-    train, image = Shapes("train", size=size, kinds=("single", "group"), captions="full"), ImageTransform(Squash(size))
-    tokenizer = WithTokens(TrainedBpe(train, vocab_size=512))
-    test = Shapes("test", count=256, size=size, kinds=("single", "group"), captions="full", distinct=True)
+def tiny(size: int = 64) -> Experiment:
+    """The same code on `shapes`, from the tiny pretraining."""
+    train, image = Shapes("train", size=size, kinds=TRAINED, captions="full"), ImageTransform(Squash(size))
+    tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))
     return Experiment(
         name="blip_tiny_retrieval",
         system=BLIPRetrieval(
             model=MED(
-                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
-                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=514, context=32, token_types=0, unroll=2),
-                pad=509,
-                decode=512,
-                encode=513,
+                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
+                pad=765,
+                decode=768,
+                encode=769,
                 dtype="float32",
             ),
-            alignment=Alignment(embed=128, momentum=0.98, queue=1024, ramp_steps=200, floor=0.0),
-            length=24,
+            alignment=Alignment(embed=128, momentum=0.98, queue=1024, ramp_steps=100, floor=0.0),
+            length=18,
         ),
         data=Data(
             sources=(Weighted(train),),
-            preprocess=ImageText(image, tokenizer, length=24, group="group"),
-            batch_size=128,
+            preprocess=ImageText(image, tokenizer, length=18, group="group"),
+            batch_size=64,
         ),
         optimizer=Optimizer(
-            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05),
-            Cosine(peak=1e-3, warmup_steps=50),
-            clip_norm=1.0,
-            lr_multipliers=(("image/.*", 8.0),),
+            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05), Cosine(peak=3e-4, warmup_steps=20), clip_norm=1.0
         ),
-        steps=600,
+        steps=300,
+        init=(Pretrained("runs/blip_tiny_pretrain", leave=("decoder/.*",)),),
         evaluation_image=image,
-        evaluations=(Reranking(test, captions=1, k_test=32),),
-        checkpoints=Checkpoints(every_steps=200),
+        evaluations=(
+            Reranking(
+                Shapes("test", count=512, size=size, kinds=KINDS, captions="full", distinct=True),
+                captions=1,
+                k_test=32,
+            ),
+        ),
+        checkpoints=Checkpoints(every_steps=100),
     )

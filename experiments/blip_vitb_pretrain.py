@@ -32,6 +32,7 @@ from vlmax.data.pipeline import Data, Weighted
 from vlmax.data.preprocess import ImageText
 from vlmax.data.sources.karpathy import Karpathy
 from vlmax.data.sources.shapes import Shapes
+from vlmax.data.sources.shapes_documents import ShapesText
 from vlmax.data.sources.shapes_scene import Kind
 from vlmax.data.sources.shards import Shards
 from vlmax.data.sources.visual_genome import VisualGenome
@@ -44,7 +45,6 @@ from vlmax.evaluation.scores.shapes import TrueWords
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
-from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16, blip_vit_l16
 from vlmax.systems.blip import BLIP
 from vlmax.systems.blip_alignment import Alignment
@@ -55,7 +55,8 @@ from vlmax.training.schedules import Cosine, EpochDecay
 VARIANTS = ("base", "vitl", "tiny")
 EPOCH, EPOCHS = 14_000_000, 20
 TOKENIZER = WordPiece("data/bert-base-uncased/vocab.txt", added=("[DEC]", "[ENC]"))
-KINDS: tuple[Kind, ...] = ("single", "pair", "group")
+KINDS: tuple[Kind, ...] = ("single", "group")
+TRAINED: tuple[Kind, ...] = ("single", "single", "single", "group")
 BERT_BASE = "data/bert-base-uncased"
 
 
@@ -124,35 +125,36 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def tiny(size: int = 48) -> Experiment:
+def tiny(size: int = 64) -> Experiment:
     """The same code on `shapes`: its captions say all there is to say, so that no wrong pair is a right one."""
-    train, image = Shapes("train", size=size, kinds=KINDS, captions="full"), ImageTransform(Squash(size))
-    tokenizer = WithTokens(TrainedBpe(train, vocab_size=512))
+    train, image = Shapes("train", size=size, kinds=TRAINED, captions="full"), ImageTransform(Squash(size))
+    tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))  # of questions, too: for fine-tunings
     test = Shapes("test", count=512, size=size, kinds=KINDS, captions="full", distinct=True)
     return Experiment(
         name="blip_tiny_pretrain",
         system=BLIP(
             model=MED(
-                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
-                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=514, context=32, token_types=0, unroll=2),
-                pad=509,
-                decode=512,
-                encode=513,
+                image=blip_vit_b16(
+                    image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3
+                ),
+                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
+                pad=765,
+                decode=768,
+                encode=769,
                 dtype="float32",
             ),
             alignment=Alignment(embed=128, momentum=0.98, queue=1024, ramp_steps=400),
-            length=24,
+            length=18,
         ),
         data=Data(
             sources=(Weighted(train),),
-            preprocess=ImageText(image, tokenizer, length=24, group="group"),
-            batch_size=128,
+            preprocess=ImageText(image, tokenizer, length=18, group="group"),
+            batch_size=64,
         ),
         optimizer=Optimizer(
             AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05),
-            Cosine(peak=1e-3, warmup_steps=50),
+            Cosine(peak=1e-3, warmup_steps=100),
             clip_norm=1.0,
-            lr_multipliers=(("image/.*", 8.0),),
         ),
         steps=1500,
         evaluation_image=image,
@@ -161,7 +163,7 @@ def tiny(size: int = 48) -> Experiment:
             Captioning(
                 test,
                 Prompting(tokenizer, begin="[DEC]"),
-                settings=Generation(max_new_tokens=24, beams=3),
+                settings=Generation(max_new_tokens=17, beams=3),
                 scores=(TrueWords(),),
             ),
         ),

@@ -13,7 +13,7 @@ VQAv2 test-dev and test-std, as its server scores them: 77.54 and 77.62 after pr
 and 78.32 after 129 million with CapFilt (table 8). The evaluation here keeps the answers to the questions of test-dev
 in the server's form; a split with known answers is scored with `evaluations.0.source.annotations`.
 
-`:tiny` is the same code on `shapes`, from scratch: @TINY@.
+`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny: @TINY@.
 """
 
 from vlmax.data.augment import RandAugment
@@ -23,6 +23,7 @@ from vlmax.data.question_answers import QuestionAnswers
 from vlmax.data.sources.shapes import Shapes
 from vlmax.data.sources.shapes_documents import ShapesText
 from vlmax.data.sources.shapes_questions import ShapesQuestions
+from vlmax.data.sources.shapes_scene import Kind
 from vlmax.data.sources.visual_genome import VisualGenomeQuestions
 from vlmax.data.sources.vqa import VQA
 from vlmax.data.tokenizers import TrainedBpe, WithTokens, WordPiece
@@ -32,7 +33,6 @@ from vlmax.evaluation.scores.vqa import ExactMatch
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
-from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16
 from vlmax.systems.blip_model import MED
 from vlmax.systems.blip_vqa import BLIPVQA
@@ -44,6 +44,7 @@ BATCH, EPOCHS = 256, 10
 QUESTIONS = {"vqa": 443_757 + 214_354, "genome": 1_445_322}
 EPOCH = sum(QUESTIONS.values()) // BATCH
 TOKENIZER = WordPiece("data/bert-base-uncased/vocab.txt", added=("[DEC]", "[ENC]"))
+KINDS: tuple[Kind, ...] = ("single", "group")
 FOLDER, PICTURES = "data/vqa", ("data/coco",)
 
 
@@ -60,8 +61,6 @@ def get_config(variant: str = "base") -> Experiment:
     )
     genome = VisualGenomeQuestions("data/vg/question_answers.json", ("data/vg/VG_100K", "data/vg/VG_100K_2"))
     test = VQA((f"{FOLDER}/v2_OpenEnded_mscoco_test-dev2015_questions.json",), (), PICTURES, name="test-dev")
-    run = "runs/blip_vitb_pretrain"
-    elsewhere = "(image|image_projection|text_projection|matching|objective)/.*"
     return Experiment(
         name="blip_vqa",
         system=BLIPVQA(model=MED(image=blip_vit_b16(image=480, drop_path=0.1), text=blip_text(dropout=0.1))),
@@ -80,19 +79,7 @@ def get_config(variant: str = "base") -> Experiment:
             decay_multipliers=((".*", 1.0),),
         ),
         steps=EPOCHS * EPOCH,
-        init=(
-            Pretrained(run, "image", take="image", resize=("positions/embedding",)),
-            Pretrained(run, "text", take="text"),
-            Pretrained(  # the decoder as it was trained; from here on it shares nothing
-                run,
-                "decoder",
-                copies=(
-                    (r"(transformer/layers/attention.*|head_.*|output_bias)", r"decoder/\1"),
-                    (r"(.*)", r"text/\1"),
-                ),
-                leave=(elsewhere, "text/transformer/layers/attention.*"),
-            ),
-        ),
+        init=begun("runs/blip_vitb_pretrain"),
         evaluation_image=ImageTransform(Squash(480)),
         evaluations=(
             QuestionAnswering(
@@ -106,13 +93,30 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def tiny(size: int = 48) -> Experiment:
-    """The same code on `shapes`, from scratch; answers are written, and chosen among all that there are."""
-    scenes = Shapes("train", size=size, kinds=("single", "group"))
-    train, image = ShapesQuestions(scenes), ImageTransform(Squash(size))
-    tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=512))  # of questions and answers, too
+def begun(run: str) -> tuple[Pretrained, ...]:
+    """Encoders and decoder as they were pretrained; from here on the decoder shares nothing."""
+    elsewhere = "(image|image_projection|text_projection|matching|objective)/.*"
+    return (
+        Pretrained(run, "image", take="image", resize=("positions/embedding",)),
+        Pretrained(run, "text", take="text"),
+        Pretrained(
+            run,
+            "decoder",
+            copies=(
+                (r"(transformer/layers/attention.*|head_.*|output_bias)", r"decoder/\1"),
+                (r"(.*)", r"text/\1"),
+            ),
+            leave=(elsewhere, "text/transformer/layers/attention.*"),
+        ),
+    )
+
+
+def tiny(size: int = 64) -> Experiment:
+    """The same code on `shapes`, from the tiny pretraining; answers are written, and chosen among all that there are."""
+    train, image = ShapesQuestions(Shapes("train", size=size, kinds=KINDS)), ImageTransform(Squash(size))
+    tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))
     prompting = Prompting(tokenizer, begin="[ENC]", closed=True)
-    test = ShapesQuestions(Shapes("test", count=512, size=size, kinds=("single", "group")))
+    test = ShapesQuestions(Shapes("test", count=512, size=size, kinds=KINDS))
     words = "zero one two three four yes no black gray white red green blue yellow purple orange cyan pink "
     words += "circle square triangle diamond cross ring heart star"
     places = ("left", "right", "top", "bottom", "center", "top left", "top right", "bottom left", "bottom right")
@@ -121,11 +125,11 @@ def tiny(size: int = 48) -> Experiment:
         name="blip_tiny_vqa",
         system=BLIPVQA(
             model=MED(
-                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
-                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=514, context=32, token_types=0, unroll=2),
-                pad=509,
-                decode=512,
-                encode=513,
+                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
+                pad=765,
+                decode=768,
+                encode=769,
                 dtype="float32",
             ),
             length=16,
@@ -135,15 +139,13 @@ def tiny(size: int = 48) -> Experiment:
         data=Data(
             sources=(Weighted(train),),
             preprocess=QuestionAnswers(image, tokenizer, length=16, answers=1, answer_length=8),
-            batch_size=128,
+            batch_size=64,
         ),
         optimizer=Optimizer(
-            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05),
-            Cosine(peak=1e-3, warmup_steps=50),
-            clip_norm=1.0,
-            lr_multipliers=(("image/.*", 8.0),),
+            AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05), Cosine(peak=5e-4, warmup_steps=50), clip_norm=1.0
         ),
         steps=1000,
+        init=begun("runs/blip_tiny_pretrain"),
         evaluation_image=image,
         evaluations=(
             QuestionAnswering(

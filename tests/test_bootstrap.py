@@ -29,6 +29,7 @@ def test_help_names_the_forms_of_sources(capsys):
         ({"--source": "nowhere.tar"}, "nowhere.tar is missing"), ({"--captioner": "nothing"}, "no run's directory"),
         ({"--threshold": "2"}, "--threshold 2.0"), ({"--split": "a b"}, "--split 'a b'"),
         ({"--batch-size": "0"}, "--batch-size 0"), ({"--top-p": "0"}, "top_p is 0"),
+        ({"--max-texts": "0"}, "--max-texts 0"), ({"--where": "a=b"}, "--where does not belong to Shapes"),
     ],
 )  # fmt: skip
 def test_mistakes_leave_with_2(change, told, capsys, tmp_path, monkeypatch):

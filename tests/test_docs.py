@@ -18,9 +18,10 @@ import pytest
 import tyro
 
 from tests.shared import REPOSITORY
-from vlmax import prepare
+from vlmax import bootstrap, prepare
 from vlmax.command_line import load_experiment, parse
 from vlmax.data.pipeline import host_batches
+from vlmax.data.sources.open import open_source
 from vlmax.sharding.rules import unboxed
 from vlmax.systems.clip import CLIP
 from vlmax.train import add_flags
@@ -76,9 +77,15 @@ def test_a_command_that_runs_an_experiment_is_understood(page, command, monkeypa
 def test_a_command_that_prepares_is_understood(page, command, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     arguments = tyro.cli(prepare.Arguments, args=words(command, "vlmax.prepare"))
-    source = prepare.open_source(arguments.source, **prepare.source_options(arguments))
+    source = open_source(arguments.source, **arguments.reading.of(arguments.source))
     assert dataclasses.is_dataclass(source)
     assert arguments.check or arguments.out is not None
+
+
+@pytest.mark.parametrize(("page", "command"), programs("vlmax.bootstrap"))
+def test_a_command_that_bootstraps_is_understood(page, command):
+    arguments = tyro.cli(bootstrap.Command, args=words(command, "vlmax.bootstrap"))
+    assert dataclasses.is_dataclass(open_source(arguments.source, **arguments.reading.of(arguments.source)))
 
 
 @pytest.mark.parametrize(("page", "command"), [c for c in all_commands() if "python -m benchmarks" in c[1]])
@@ -108,6 +115,13 @@ def code(page: str) -> str:
     """The one block of Python of a page."""
     (found,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), re.DOTALL)
     return found
+
+
+def test_what_the_guide_to_data_sets_makes_can_be_made():
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/data.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(block, {})
 
 
 def test_shapes_are_prepared_as_the_guide_says(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ PAD, BOS, EOS, DECODE, VOCAB, LENGTH = 0, 1, 2, 30, 32, 6
 QFORMER = QFormer(
     width=16, depth=4, heads=2, mlp=24, queries=3, cross_width=16, vocab=VOCAB, context=8, norm_epsilon=1e-6
 )
-NO_TEXT = dataclasses.replace(QFORMER, text=False, predicts=False)
+NO_TEXT = dataclasses.replace(QFORMER, text=False, predicts=False, vocab=QFormer.vocab, context=QFormer.context)
 STAGE_1 = BLIP2(tiny.vit(), QFORMER, embed=8, length=LENGTH, decode=DECODE, chunk=5, dtype="float32")
 
 

@@ -14,7 +14,8 @@ import tyro
 
 from vlmax.bootstrapping.judging import NUCLEUS
 from vlmax.data.example import Source
-from vlmax.data.sources.open import FORMS
+from vlmax.data.sources.open import FORMS, open_source
+from vlmax.data.sources.options import Options
 from vlmax.decoding.settings import Generation
 from vlmax.errors import InputError, exit_codes
 from vlmax.sharding.mesh import Mesh
@@ -48,10 +49,8 @@ class Command:
     """What the captioner goes on from; by default as in its own evaluation of captions."""
     threshold: float = 0.5
     """The least probability of a match with which a text is kept."""
-    texts: int = 5
+    max_texts: int = 5
     """The most texts of a record that are judged; further ones are left out, and their number is told."""
-    fields: tuple[str, ...] = ()
-    """Further fields of the records to keep."""
     batch_size: int = 64
     """Pictures at once over all devices; what is drawn depends on it."""
     shard_records: int = 8192
@@ -64,6 +63,8 @@ class Command:
     """Processes of each host that read and decode; by default one a core, and 0, one thread, for one core."""
     mesh: Mesh = Mesh()
     """How the devices are arranged."""
+    reading: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
+    """How the source is read; of its records the new set keeps --fields."""
     settings: Annotated[Generation, tyro.conf.OmitArgPrefixes] = NUCLEUS
     """How texts are written; BLIP's nucleus sampling."""
 
@@ -97,22 +98,23 @@ def run(command: Command, source: Source | None = None) -> None:
     from vlmax.bootstrapping.judging import CaptionerAndFilter
     from vlmax.bootstrapping.progress import Progress, show
     from vlmax.bootstrapping.report import write_report
-    from vlmax.data.sources.open import open_source
     from vlmax.data.splits import names
     from vlmax.evaluation.captioning import Captioning
     from vlmax.sharding.rules import rule_table
     from vlmax.training.restored import restore
 
-    if not 0 <= command.threshold <= 1 or command.texts < 1:
-        raise InputError(f"--threshold {command.threshold}, --texts {command.texts}: 0 to 1, and at least 1")
+    if not 0 <= command.threshold <= 1 or command.max_texts < 1:
+        raise InputError(f"--threshold {command.threshold}, --max-texts {command.max_texts}: 0 to 1, and at least 1")
     name, split = names(command.out, command.name, command.split)
-    source = open_source(command.source) if source is None else source
+    source = _open(command) if source is None else source
     reader = source.open()
     records = len(reader) if command.max_records is None else min(command.max_records, len(reader))
     shards, ends = sizes(records, command.batch_size, command.shard_records)
     mesh = command.mesh.build()
     with jax.set_mesh(mesh), nn.logical_axis_rules(rule_table((), mesh)):
-        captioner, judge = restore(command.captioner, mesh), restore(command.filter, mesh)
+        captioner = restore(command.captioner, mesh)
+        same = command.filter.resolve() == command.captioner.resolve()
+        judge = captioner if same else restore(command.filter, mesh)
         if captioner.prompts is None:
             raise InputError(
                 f"--captioner {command.captioner}: its experiment has no evaluation of captions (Captioning), which "
@@ -120,7 +122,7 @@ def run(command: Command, source: Source | None = None) -> None:
             )
         told = {**captioner.prompts, **({} if command.prompt is None else {"prompt": command.prompt})}
         captioning = Captioning(source, settings=command.settings, scores=(), **told)
-        both = CaptionerAndFilter(mesh, captioner, judge, captioning, command.texts)
+        both = CaptionerAndFilter(mesh, captioner, judge, captioning, command.max_texts)
         asked = Asked(
             source=repr(source),
             records=records,
@@ -133,10 +135,10 @@ def run(command: Command, source: Source | None = None) -> None:
             prompt=captioning.prompt,
             settings=repr(command.settings),
             threshold=command.threshold,
-            texts=command.texts,
+            texts=command.max_texts,
             batch_size=command.batch_size,
             seed=command.settings.seed,
-            fields=" ".join(command.fields),
+            fields=" ".join(command.reading.fields or ()),
         )
         cores = os.cpu_count() or 1
         workers = (cores if cores > 1 else 0) if command.workers is None else command.workers
@@ -154,6 +156,14 @@ def run(command: Command, source: Source | None = None) -> None:
             )
         if made is not None:
             show(made, write_report(command.out, asked, made.damaged, reader))
+
+
+def _open(command: Command) -> Source:
+    """The source; of one that keeps only the fields it is asked for, --fields are asked."""
+    options = command.reading.of(command.source)
+    if not hasattr(open_source(command.source), "fields"):
+        options.pop("fields", None)
+    return open_source(command.source, **options)
 
 
 if __name__ == "__main__":

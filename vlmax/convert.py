@@ -18,12 +18,12 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m vlmax.convert", description=__doc__.split("\n")[0], allow_abbrev=False
     )
-    flags.add_argument("--from", dest="source", required=True, metavar="PATH", help="a folder, or OpenAI's file")
+    flags.add_argument("--from", dest="source", required=True, metavar="PATH", help="a folder, or a file of CLIP's or BLIP's authors")
     flags.add_argument("--to", required=True, type=Path, metavar="DIR", help="a folder that is not there yet")
     flags.add_argument(
         "--format", default="vlmax", help="vlmax (the default), huggingface, or the name of a layout such as open_clip"
     )
-    flags.add_argument("--family", help="open_clip or openai, where the folder does not say what it holds")
+    flags.add_argument("--family", help="open_clip, openai, blip_pth or lavis, where it does not say what it holds")
     flags.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of what is written; else as it was")
     flags.add_argument("--shard-gb", type=float, default=5.0, help="largest file of a foreign checkpoint, in GB")
     return flags

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlmax.data.checking import Report, check
 from vlmax.data.parallel import Work
 from vlmax.data.preparing import prepare
-from vlmax.data.sources.open import FORMS, open_source
+from vlmax.data.sources.open import FORMS
+from vlmax.data.sources.options import Options
 from vlmax.data.splits import Plan
 from vlmax.errors import EXIT_INPUT, InputError, exit_codes
 
@@ -39,13 +40,7 @@ class Arguments:
       max_damaged: the largest share of damaged records that is let pass; they are left out.
       decode: decodes every image, and leaves out what cannot be decoded.
       check: reports instead of writing.
-      image: what the image is: endings (tar), a template over columns like {file} or zip://{file}::images.zip (table),
-        a column (Parquet), a feature (TFDS, ArrayRecord); `none` for text only.
-      root: what the template's paths are relative to, a folder or URL (table); by default the table's folder.
-      texts: endings or json/KEY (tar), columns, or features.
-      key: the column or feature that names a record; `none` for its place.
-      fields: further columns, JSON keys or features to keep; * for all.
-      where: keeps only rows with one of the values, COLUMN=VALUE,VALUE ... (table).
+      reading: how the source is read.
     """
 
     source: str
@@ -58,12 +53,7 @@ class Arguments:
     max_damaged: float = 0.1
     decode: bool = True
     check: bool = False
-    image: tuple[str, ...] | None = None
-    root: str | None = None
-    texts: tuple[str, ...] | None = None
-    key: str | None = None
-    fields: tuple[str, ...] | None = None
-    where: tuple[str, ...] | None = None
+    reading: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
 
 
 DESCRIPTION = f"{(Arguments.__doc__ or '').split('Attributes:')[0].strip()}\n\nSources: {FORMS}"
@@ -73,32 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
     """The front door; leaves with 2 where the input is wrong."""
     with exit_codes():
         args = tyro.cli(Arguments, prog="python -m vlmax.prepare", description=DESCRIPTION, args=arguments)
-        work = Work(args.source, source_options(args))
+        work = Work(args.source, args.reading.of(args.source))
         workers = args.workers or os.cpu_count() or 1
         if args.check:
             sys.exit(_check(args, work, workers))
         if args.out is None:
             raise InputError("--out is missing: the folder to write the data set into (or --check, to read only)")
         _prepare(args, args.out, work, workers)
-
-
-def source_options(args: Arguments) -> dict[str, Any]:
-    """The fields of the source that the command line sets, each as the source has it."""
-    options: dict[str, Any] = {n: getattr(args, n) for n in ("root", "texts", "fields") if getattr(args, n) is not None}
-    if args.key is not None:
-        options["key"] = None if args.key == "none" else args.key
-    if args.image is not None:
-        many = isinstance(getattr(open_source(args.source), "image", None), tuple)
-        given = () if args.image == ("none",) else args.image
-        if not many and len(given) > 1:
-            raise InputError(f"--image {' '.join(given)}: {args.source} takes one")
-        options["image"] = given if many else next(iter(given), None)
-    if args.where is not None:
-        pairs = [w.partition("=") for w in args.where]
-        if not all(equals for _, equals, _ in pairs):
-            raise InputError(f"--where {' '.join(args.where)}: write COLUMN=VALUE or COLUMN=VALUE,VALUE")
-        options["where"] = tuple((column, tuple(values.split(","))) for column, _, values in pairs)
-    return options
 
 
 def _prepare(args: Arguments, out: Path, work: Work, workers: int) -> None:

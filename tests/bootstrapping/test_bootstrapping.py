@@ -101,6 +101,16 @@ def test_another_plan_or_source_is_refused(tmp_path):
         run(tmp_path / "y", batch_size=3)
 
 
+def test_a_field_may_be_asked_for_though_the_first_record_is_damaged(tmp_path):
+    source = Parts(Greys(), ((GONE, GONE + 4),))
+    wanted, ends = asked(Greys(4), fields="number")
+    made = bootstrap(source, SeesGrey(), wanted, ends, tmp_path / "set", mesh(), max_damaged=0.5)
+    assert made is not None and made.damaged == 1
+    wanted, ends = asked(Greys(1), fields="number")
+    with pytest.raises(InputError, match="its first 1 records are damaged"):
+        bootstrap(Parts(Greys(), ((GONE, GONE + 1),)), SeesGrey(), wanted, ends, tmp_path / "gone", mesh())
+
+
 def test_other_splits_may_have_fewer_fields_but_not_more(tmp_path):
     run(tmp_path, fields="number")
     run(tmp_path, Greys(20, damaged=False), split="less", fields="")

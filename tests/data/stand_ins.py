@@ -83,6 +83,14 @@ class Letters:
     bos: int | None = 1
     eos: int | None = 2
 
+    @property
+    def begin(self):
+        return () if self.bos is None else (self.bos,)
+
+    @property
+    def ends(self):
+        return () if self.eos is None else (self.eos,)
+
     def open(self):
         return self
 

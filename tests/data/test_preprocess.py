@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -81,6 +82,26 @@ def test_damage():
         PREPROCESS(Example("k", None, ("red",)), rng())
     with pytest.raises(BadRecord):
         PREPROCESS(Example("k", b"no image at all", ("red",)), rng())
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """Ten times one example."""
+
+    example: Example
+    name: str = "same"
+
+    def open(self):
+        return [self.example] * 10
+
+
+@pytest.mark.parametrize(
+    ("example", "told"), [(Example("k", IMAGE_BYTES), "no caption"), (Example("k", None, ("red",)), "no image")]
+)
+def test_pictures_without_texts_and_texts_without_pictures_are_no_data(example, told):
+    data = Data((Weighted(Same(example)),), ImageText(IMAGE, TOKENIZER, 24), batch_size=8)
+    with pytest.raises(InputError, match=f"the source 'same': .* records in a row are damaged, .* because {told}"):
+        host_batches(data, range(8), 0)[0]
 
 
 def test_the_tokenizer_is_opened_once_and_travels():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from tests.data.stand_ins import Letters
@@ -16,7 +15,7 @@ from vlmax.decoding.settings import Generation
 from vlmax.errors import InputError
 from vlmax.evaluation.captioning import Captioning
 from vlmax.evaluation.evaluation import Evaluation
-from vlmax.evaluation.prompting import Instruction, Prompting
+from vlmax.evaluation.prompting import Prompting
 from vlmax.evaluation.scores.bleu import bleu
 from vlmax.evaluation.scores.captions import Captions
 from vlmax.evaluation.scores.shapes import TrueWords
@@ -111,20 +110,11 @@ def test_it_is_an_evaluation_and_says_what_it_needs():
         dataclasses.replace(evaluation, prompting=Prompting(Letters(), begin="abc")).check(mesh)
     with pytest.raises(InputError, match=r"prompting.closed is True"):
         dataclasses.replace(evaluation, prompting=Prompting(Letters(eos=None), closed=True)).check(mesh)
+    with pytest.raises(InputError, match="has no scene"):
+        dataclasses.replace(evaluation, scores=(TrueWords(),)).check(mesh)
     twice = Pictures(tuple(dataclasses.replace(e, fields={"image_id": 7}) for e in EXAMPLES))
     with pytest.raises(InputError, match="image 7 more than once"):
         run("bert", twice)
     bare = Pictures((*EXAMPLES[:3], dataclasses.replace(EXAMPLES[3], texts=())))
     with pytest.raises(InputError, match="image 103 of the reference has no text"):
         run("bert", bare)
-
-
-def test_marks_and_instructions():
-    marked = Prompting(Letters(), begin="q", end=("z", "y"))
-    assert marked.tokens("ab") == [19, 3, 4] and marked.marks().eos == (28, 27)
-    assert marked.answer("ab") == [3, 4, 28]
-    assert marked.written([3, 4, 27, 5]) == "ab"
-    instruction = Instruction(Prompting(Letters(), closed=True), 5)
-    np.testing.assert_array_equal(instruction.row("{}", "ab c d"), [3, 4, 5, 6, 2])
-    np.testing.assert_array_equal(instruction.row("{}", "ab"), [3, 4, 2, 0, 0])
-    np.testing.assert_array_equal(instruction.row("{}", "ab cdef"), [3, 4, 2, 0, 0])

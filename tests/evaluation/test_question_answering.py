@@ -119,8 +119,14 @@ def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(InputError, match="length is 1"):
         asked("bert", prompt="abc {}", length=1).check(mesh)
     unknown = tuple(dataclasses.replace(e, fields={"question": "ab"}) for e in EXAMPLES)
-    with pytest.raises(InputError, match="11 of 11 questions have no answer"):
+    with pytest.raises(InputError, match="1 of 1 questions have no answer"):
         run(dataclasses.replace(asked("bert"), source=Pictures(unknown)), "bert")
+    some = (EXAMPLES[0], *unknown[1:])
+    with pytest.raises(InputError, match="10 of 11 questions have no answer"):
+        run(dataclasses.replace(asked("bert"), source=Pictures(some)), "bert")
+    with pytest.raises(InputError, match="take ExactMatch"):
+        one = tuple(dataclasses.replace(e, fields={"question": "ab", "answer": "c"}) for e in EXAMPLES)
+        dataclasses.replace(asked("bert"), source=Pictures(one)).check(mesh)
     _, kept = run(dataclasses.replace(asked("bert", scores=()), source=Pictures(unknown)), "bert")
     assert len(kept) == 11
     without = tuple(dataclasses.replace(e, fields={}) for e in EXAMPLES)

@@ -65,9 +65,7 @@ def reference(examples, most, k):
 @given(count=st.integers(1, 37), seed=st.integers(0, 99), k=st.integers(1, 40))
 def test_scores_equal_those_of_the_whole_matrices(count, seed, k):
     examples = random_pictures(count, seed, captions=lambda rng: rng.integers(1, 4))
-    evaluation = Reranking(
-        Pictures(examples), captions=2, k_test=k, batch_size=16, images_at_once=8, texts_at_once=4
-    )
+    evaluation = Reranking(Pictures(examples), captions=2, k_test=k, batch_size=16, images_at_once=8, texts_at_once=4)
     wanted = reference(examples, 2, k)
     for devices in (1, 8):
         assert evaluation.run(context(devices)) == pytest.approx(wanted, abs=1e-9)

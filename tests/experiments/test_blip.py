@@ -68,13 +68,14 @@ def test_the_tiny_variant_is_ready_to_run(name):
 
 @every
 def test_no_text_of_the_tiny_variant_is_cut_off(name):
-    data = load_experiment(f"{FILES[name]}:tiny").data
+    experiment = load_experiment(f"{FILES[name]}:tiny")
+    data = experiment.data
     for step in range(3):
         batch = host_batches(data, range(data.batch_size), seed=0)[step]
         assert batch.info.counts.get("truncated", 0) == 0
         assert not batch.info.damaged
     texts = batch.arrays["question" if name == "vqa" else "text"]
-    used = (texts != 509).sum(axis=1)
+    used = (texts != experiment.system.model.pad).sum(axis=1)
     assert used.max() <= texts.shape[1] and np.median(used) > 4
 
 

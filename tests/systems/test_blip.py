@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from tests import tiny, tiny_blip
 from tests.tiny_blip import SYSTEMS
 from tests.training.test_step import EIGHT, ONE, on_devices
+from vlmax.bootstrapping.judging import Filters
 from vlmax.errors import InputError
 from vlmax.experiment import Checkpoints
 from vlmax.models.decoders.bert import BERT
@@ -24,7 +25,7 @@ from vlmax.sharding.mesh import Mesh
 from vlmax.sharding.rules import unboxed
 from vlmax.systems.blip import BLIP
 from vlmax.systems.blip_model import alone, begun, own_of, with_shared
-from vlmax.systems.system import Embeds, Matches, System, Writes
+from vlmax.systems.system import Embeds, System, Writes
 from vlmax.training import patterns
 from vlmax.training.checkpoints import Checkpointer
 from vlmax.training.state import params_of
@@ -61,8 +62,8 @@ def fresh():
 
 def test_what_the_systems_can_do():
     for name, also in {
-        "pretraining": (Embeds, Matches, Writes),
-        "retrieval": (Embeds, Matches),
+        "pretraining": (Embeds, Filters, Writes),
+        "retrieval": (Embeds, Filters),
         "caption": (Writes,),
         "vqa": (Writes,),
         "nlvr2": (),
@@ -255,6 +256,8 @@ def test_two_texts_of_an_image_are_read_as_if_each_were_alone(fresh):
     for place, (images, texts) in enumerate(pairs):
         found = PRETRAINING.match(params, carried, images, texts)
         np.testing.assert_allclose(logits[:, place, 1], found, atol=1e-5)
+        probability = PRETRAINING.match_probability(params, carried, images, texts)
+        np.testing.assert_allclose(jax.nn.softmax(logits[:, place])[:, 1], probability, atol=1e-5)
 
 
 def test_pairs_of_one_group_are_right_for_each_other_and_no_negatives(fresh):
@@ -381,11 +384,10 @@ def test_another_first_token():
 # Errors.
 
 
-def test_a_queue_that_the_batch_does_not_divide():
-    batch = tiny_blip.batch("pretraining", 20)
+@pytest.mark.parametrize("name", ["pretraining", "retrieval"])
+def test_a_queue_that_the_batch_does_not_divide_is_told_before_anything_is_compiled(name):
     with pytest.raises(InputError, match=r"alignment.queue is 48, which the batch of 20 does not divide.*is 40"):
-        params, carried = map(unboxed, jax.eval_shape(PRETRAINING.init, jax.random.key(0), batch))
-        jax.eval_shape(PRETRAINING.loss, params, carried, batch, jax.random.key(0))
+        on_devices(tiny_blip.experiment(name, rows=20), ONE, lambda run: None)
 
 
 WRONG = {

@@ -205,7 +205,7 @@ def test_frozen_parts_are_bit_equal_after_training():
 def test_what_cannot_be_is_refused_by_name():
     former = STAGE_1.qformer
     for changes, words in (
-        ({"qformer": dataclasses.replace(former, cross_width=8)}, r"system.qformer.cross_width is 8, .* 16 wide; set it"),
+        ({"qformer": dataclasses.replace(former, cross_width=8)}, r"qformer.cross_width is 8, .* 16 wide; set it"),
         ({"qformer": tiny_blip2.NO_TEXT}, "reads and writes texts"),
         ({"length": 9}, r"system.length is 9; it must be 2 to 8"),
         ({"decode": VOCAB}, r"system.decode 32; they must be two tokens of the 32"),

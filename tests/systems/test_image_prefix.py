@@ -116,8 +116,8 @@ def test_an_instruction_is_read_by_the_queries_and_its_padding_is_not():
     assert pad.any()
     other = np.where(np.arange(8)[:, None] == 2, (batch["instruction"] + 5) % 30 + 1, batch["instruction"])
     other = np.where(pad, 0, other)
-    changed = np.asarray(sums("instruct")["nll"]) != np.asarray(sums("instruct", {**batch, "instruction": other})["nll"])
-    np.testing.assert_array_equal(changed, np.arange(8) == 2)
+    before, after = sums("instruct")["nll"], sums("instruct", {**batch, "instruction": other})["nll"]
+    np.testing.assert_array_equal(np.asarray(before) != np.asarray(after), np.arange(8) == 2)
     longer = dataclasses.replace(system, instruction=7)
     wider = {**batch, "instruction": np.pad(batch["instruction"], ((0, 0), (0, 2)))}
     np.testing.assert_allclose(jax.jit(longer.score)(params, {}, wider)["nll"], sums("instruct")["nll"], rtol=1e-5)
@@ -162,7 +162,8 @@ def test_packed_documents_do_not_see_each_other_s_images():
         assert changed[edited + 1].all() and not changed[2 - edited].any()
     # And a document is read as though it were alone.
     alone = {name: packed[name][:, 8:].copy() for name in ("text", "labels", "segments", "places")}
-    alone = {**alone, "image": packed["image"][:, 1:], "places": np.where(alone["places"] < 0, -1, alone["places"] - count)}
+    alone["places"] = np.where(alone["places"] < 0, -1, alone["places"] - count)
+    alone["image"] = packed["image"][:, 1:]
     single = dataclasses.replace(system, layout=Placed(1), text=Causal(DECODERS["llama"], 8))
     np.testing.assert_allclose(jax.jit(single.score)(params, {}, alone)["nll"], nll(packed, 2), rtol=1e-5)
 
@@ -178,7 +179,7 @@ def test_a_place_beyond_the_images_is_not_silent():
 
 @pytest.mark.parametrize("name", ["opt", "t5", "llama", "instruct"])
 def test_it_goes_on_from_image_and_prompt_as_it_was_trained(name):
-    """The likeliest first token after a prompt is that of a training row which ends there, however prompts are padded."""
+    """The likeliest first token after a prompt is that of a training row which ends there, however they are padded."""
     system, params, batch = built(name)
     lengths = np.array([1, 2, 3, 4, 4, 3, 2, 1])
     place = np.arange(4)
@@ -252,6 +253,15 @@ def test_no_gradient_of_a_frozen_language_model_is_computed():
     # Of the three products of a layer in forward and backward pass, that for its own gradient falls away.
     assert flops(("image", "text")) < 0.75 * flops(("image",))
     assert flops(("image", "connector", "text")) < flops(("image", "text")) < flops(("text",))
+
+
+def test_a_frozen_language_model_behind_what_trains_costs_two_forward_passes():
+    def passes(name):
+        return on_devices(tiny_blip2.experiment(SYSTEMS[name]), ONE, lambda run: run.passes())
+
+    assert passes("opt") == {"image encoder": 1, "connector": 3, "projection": 3, "language model": 2}
+    assert passes("minigpt4") == {"image encoder": 1, "connector": 1, "projection": 3, "language model": 2}
+    assert passes("llava") == {"image encoder": 1, "projection": 3, "language model": 3}
 
 
 def train(run, steps=3):
@@ -328,16 +338,17 @@ def test_dropout_is_for_training_and_not_for_locked_parts():
 
 
 def test_what_cannot_be_is_refused_by_name():
+    reading = dataclasses.replace(QFORMER, predicts=False)
     for changes, words in (
         ({"connector": dataclasses.replace(NO_TEXT, cross_width=8)}, r"system.connector.cross_width is 8, .* 16 wide"),
         ({"connector": QFORMER}, "predicts is True"),
-        ({"connector": dataclasses.replace(QFORMER, predicts=False)}, "text is True and system.instruction None"),
+        ({"connector": reading}, "text is True and system.instruction None"),
         ({"instruction": 4}, "system.instruction is 4; it needs system.connector with text=True"),
         ({"dtype": "float16"}, "float16"),
         ({"lock": ("image", "connector", "projection", "text")}, "nothing would train"),
         ({"lock": ("image", "connector"), "connector": None}, "has the parts image, projection, text"),
         ({"text": Causal(DECODERS["opt"], 14)}, r"system.text.length is 14, .* a row has 17, .*context is 16"),
-        ({"layout": Placed(2), "connector": dataclasses.replace(QFORMER, predicts=False), "instruction": 4}, "one image"),
+        ({"layout": Placed(2), "connector": reading, "instruction": 4}, "one image"),
         ({"chunk": 0}, "chunk 0"),
     ):
         with pytest.raises(InputError, match=words):

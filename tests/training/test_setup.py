@@ -135,6 +135,11 @@ def test_frozen_parameters_are_stored_small_and_have_no_average(run):
     assert run.passes() == {"image encoder": 1, "text encoder": 3, "projections": 3}
 
 
+def test_what_is_frozen_behind_what_trains_costs_a_second_forward_pass():
+    run = ready(tiny.experiment(optimizer=optimizer(frozen=("image/.*", ".*_projection/.*"))))
+    assert run.passes() == {"image encoder": 1, "text encoder": 3, "projections": 2}
+
+
 def test_the_tables_tell_every_parameter(run):
     text = run.tables_text()
     for word in ("image encoder", "text encoder", "projections", "frozen", "weight decay", "mesh axes", "fsdp"):

@@ -8,11 +8,11 @@ there are then. What is drawn depends on the record's number and the size of a b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from vlmax.bootstrapping.judging import Judge, Verdicts
 from vlmax.bootstrapping.records import FIELD, BootstrappedReader, Row, provenance_path, write_provenance
 from vlmax.data import splits
-from vlmax.data.example import Example, Reader, Source
+from vlmax.data.example import BadRecord, Example, Reader, Source
 from vlmax.data.order import hashed
 from vlmax.data.pipeline import EvaluationPipeline
 from vlmax.data.shard_writer import Shard, read_state, write_shard
@@ -33,7 +33,7 @@ from vlmax.data.tf_examples import OWN, Kind
 from vlmax.errors import InputError, RunFailed
 from vlmax.evaluation.features import batch_spec, check_batch_size
 
-SHARD_RECORDS = 8192
+SAMPLE = 64  # records among which a sound one is looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def bootstrap(
     check_batch_size("bootstrap", asked.batch_size, mesh)
     reader, fields = source.open(), asked.fields.split()
     check_fields(reader, fields)
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         on_first(lambda: stack.enter_context(splits.only_one(out)))
         on_first(lambda: splits.begin(out, asked, _kinds(fields)))
         _check_shared(out, asked)
@@ -134,14 +134,25 @@ def bootstrap(
 
 
 def check_fields(reader: Reader, fields: Sequence[str]) -> None:
-    """Raises `InputError` where the first record does not have a field that is to go along."""
-    example = reader[0]
+    """Raises `InputError` where the first sound record does not have a field that is to go along."""
+    if not fields:
+        return
+    example = _sound(reader)
     for name in fields:
         if name not in example.fields:
             known = ", ".join(sorted(example.fields)) or "(none)"
             raise InputError(f"--fields {name}: the source's records have no such field; they have {known}")
         if name in OWN or name == FIELD or "/" in name:
             raise InputError(f"--fields {name}: a field of the new set cannot be called so; leave it out")
+
+
+def _sound(reader: Reader) -> Example:
+    """The first record that can be read; raises `InputError` where it is not among the first few."""
+    for index in range(min(len(reader), SAMPLE)):
+        with contextlib.suppress(BadRecord):
+            return reader[index]
+    tried = min(len(reader), SAMPLE)
+    raise InputError(f"--source: its first {tried} records are damaged; python -m vlmax.prepare --check says how")
 
 
 def on_first(function: Callable[[], Any]) -> Any:

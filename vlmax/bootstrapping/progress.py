@@ -48,7 +48,7 @@ def show(made: Prepared, report: Report, console: Console | None = None) -> None
     console.print(table)
     told = [f"{report.records:,} records judged", f"{report.without:,} kept no text and are left out"]
     told += [f"{report.damaged:,} damaged, see {made.out / 'quarantine.jsonl'}"] if report.damaged else []
-    told += [f"{report.not_judged:,} texts beyond --texts were not judged"] if report.not_judged else []
+    told += [f"{report.not_judged:,} texts beyond --max-texts were not judged"] if report.not_judged else []
     console.print("; ".join(told), soft_wrap=True)
     console.print(f"{made.out}: {made.plan.name} {made.plan.split}, {made.written:,} records", soft_wrap=True)
     console.print(f"report: {made.out / f'report-{made.plan.split}.html'}", soft_wrap=True)

@@ -101,7 +101,9 @@ def count(out: Path, asked: Asked, damaged: int) -> Report:
             found[2] += text["score"] is None
             if text["score"] is not None:
                 scores[text["from"]][min(int(text["score"] * BINS), BINS - 1)] += 1
-    origins = {o: Texts(texts, dropped, empty, tuple(scores[o].tolist())) for o, (texts, dropped, empty) in counts.items()}
+    origins = {
+        o: Texts(texts, dropped, empty, tuple(scores[o].tolist())) for o, (texts, dropped, empty) in counts.items()
+    }
     return Report(records, without, damaged, beyond, origins)
 
 

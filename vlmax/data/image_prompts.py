@@ -209,7 +209,8 @@ class ImagePair:
     def features(self) -> Mapping[str, Feature]:
         """What `__call__` gives; raises `InputError` where a tokenizer cannot be opened, or `pairs` makes no sense."""
         if self.pairs.documents != 1:
-            raise InputError(f"data.preprocess.pairs.documents is {self.pairs.documents}; set it to 1, a picture has one")
+            told = f"data.preprocess.pairs.documents is {self.pairs.documents}"
+            raise InputError(f"{told}; set it to 1, a picture has one")
         if self.pairs.learn == "all" and getattr(self.asks, "prompt", ""):
             raise InputError(
                 "data.preprocess.pairs.learn is 'all', so that no prompt is read; set learn to 'answer', or "

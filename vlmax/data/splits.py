@@ -179,7 +179,10 @@ def finish(out: Path, plan: Plan, states: list[dict[str, Any]]) -> Prepared:
 @contextlib.contextmanager
 def only_one(out: Path) -> Iterator[None]:
     """Keeps a second process out of the folder; the lock goes with the process, however it ends."""
-    (out / ".prepare").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / ".prepare").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: the folder cannot be made ({error}); name another") from error
     with (out / ".prepare" / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,1 +1,1 @@
-"""Evaluations: zero-shot classification, retrieval."""
+"""Evaluations: zero-shot classification, retrieval and re-ranking, captions, answers to questions, perplexity."""

@@ -11,13 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlmax.data.example import Example, Feature, Features, Preprocess, Source
+from vlmax.data.image_prompts import Instruction
 from vlmax.decoding.settings import Generation
 from vlmax.errors import InputError
 from vlmax.evaluation import features
 from vlmax.evaluation.evaluation import Context
 from vlmax.evaluation.limit import first
-from vlmax.evaluation.notes import image_id, notes
-from vlmax.evaluation.prompting import Instruction, Prompting, prompt_features, prompt_row
+from vlmax.evaluation.notes import first_example, image_id, notes
+from vlmax.evaluation.prompting import Prompting, check_prompts, prompt_features, prompt_row
 from vlmax.evaluation.scores.bleu import Bleu
 from vlmax.evaluation.scores.captions import CaptionScore, paired
 from vlmax.evaluation.scores.cider import CiderD
@@ -42,7 +43,7 @@ class Captioning:
     prompt: str = ""
     """What the captions go on from, such as `a picture of`; it is no part of them."""
     instruction: Instruction | None = None
-    """How it is put to a Q-Former that reads it, too; None: none does."""
+    """How the prompt is put to a Q-Former that reads it, too; None: none does."""
     settings: Generation = Generation(max_new_tokens=16, min_new_tokens=1, beams=3)
     """How they are written. These are BLIP's for COCO, whose lengths of 5 to 20 count the prompt's four tokens."""
     scores: tuple[CaptionScore, ...] = (Bleu(), RougeL(), CiderD())
@@ -57,15 +58,19 @@ class Captioning:
         return Writes
 
     def check(self, mesh: Mesh) -> None:
-        """Opens source and tokenizer; raises `InputError` for sizes, marks or programs that do not fit."""
+        """Opens source and tokenizer; raises `InputError` for sizes, marks, programs or fields that do not fit."""
         features.check_batch_size(self.name, self.batch_size, mesh)
         self.prompting.tokens(self.prompt)
         self.prompting.marks()
-        if self.instruction is not None:
-            self.instruction.row(self.prompt)
         for score in self.scores:
             score.check()
-        first(self.source, self.limit, f"evaluation {self.name!r}").open()
+        example = first_example(first(self.source, self.limit, f"evaluation {self.name!r}"))
+        if example is not None:
+            self._noted(example)
+
+    def check_prompts(self, system: Any, learned: Any) -> None:
+        """See `prompting.Prompts`."""
+        check_prompts(f"evaluation {self.name!r}", self.prompting, self.instruction, system, learned)
 
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` as `check` and `scores.captions.paired` do."""
@@ -115,7 +120,7 @@ class PromptedImage:
         """The features that all pictures have."""
         tokens = self.captioning.prompting.tokens(self.captioning.prompt)
         instruction = self.captioning.instruction
-        told = {} if instruction is None else {"instruction": instruction.row(self.captioning.prompt)}
+        told = {} if instruction is None else {"instruction": instruction.fixed(self.captioning.prompt)[0]}
         return {**prompt_row(tokens, len(tokens)), **told}
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Features:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vlmax.data.example import Example, Source
+from vlmax.data.example import BadRecord, Example, Source
 
 ID = "image_id"
 """The field that names an image, as COCO's results do; where an example has none, its key does."""
@@ -30,6 +30,14 @@ def notes(source: Source, places: Sequence[int], take: Callable[[Example], Any])
     read = [take(reader[int(place)]) for place in places[own::count]]
     shares = [json.loads(text) for text in _from_all(json.dumps(read))]
     return [shares[i % count][i // count] for i in range(len(places))]
+
+
+def first_example(source: Source) -> Example | None:
+    """To see before a run what its examples have; None where the first is damaged."""
+    try:
+        return source.open()[0]
+    except BadRecord:
+        return None
 
 
 def image_id(example: Example) -> Any:

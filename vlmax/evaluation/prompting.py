@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
 
 from vlmax.data.example import BadRecord, Feature
+from vlmax.data.image_prompts import Instruction
 from vlmax.data.tokenizers import Tokenizer, TokenizerConfig
 from vlmax.decoding.settings import Marks
 from vlmax.decoding.text import before_stop, marks_of, prompt_tokens
 from vlmax.decoding.token_bytes import token_bytes
 from vlmax.errors import InputError
+
+PROBE = "a photo of two brown dogs that quickly jump over five lazy foxes, zebras 0123456789"
+"""Tokenizers that make the same of it are taken to be the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,6 @@ class Prompting:
             )
         return found[0]
 
-
     def fitting(self, prompt: str, text: str, length: int) -> tuple[list[int], bool]:
         """A prompt whose `{}` is a text with as many of its words as fit, and whether some are left out.
 
@@ -97,19 +101,46 @@ class Prompting:
         raise BadRecord(f"the prompt alone has more than {length} tokens")
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """How the prompt is put to a Q-Former that reads it beside the image (InstructBLIP, section 2.3)."""
+@runtime_checkable
+class Prompts(Protocol):
+    """An evaluation that puts prompts to a system."""
 
-    prompting: Prompting
-    """The Q-Former's own tokenizer, and the marks that it was trained with."""
-    length: int = 128
-    """Tokens with their marks, and padding after them."""
+    def check_prompts(self, system: Any, learned: Any) -> None:
+        """Raises `InputError` where they are not what the system reads.
 
-    def row(self, prompt: str, text: str = "") -> Int32[np.ndarray, "length"]:
-        """The feature `instruction`; the last words of a text that does not fit are left out."""
-        tokens, _ = self.prompting.fitting(prompt, text, self.length)
-        return np.array(tokens + [self.prompting.opened.pad_id] * (self.length - len(tokens)), np.int32)
+        Args:
+          system: what the prompts are put to.
+          learned: the preprocess that it is trained with.
+        """
+        ...
+
+
+def check_prompts(where: str, prompting: Prompting, instruction: Instruction | None, system: Any, learned: Any) -> None:
+    """See `Prompts.check_prompts`; `where` is the evaluation, for messages."""
+    _check_tokenizer(f"{where}: prompting.tokenizer", prompting.opened, system.check_tokenizer, learned)
+    read = system.inputs().get("instruction")
+    length, given = None if read is None else read.shape[0], None if instruction is None else instruction.length
+    if length != given:
+        raise InputError(
+            f"{where}: its instruction has the length {given}, and that of the system {length} (None: there is none); "
+            "make the two agree"
+        )
+    if instruction is not None:
+        learned = getattr(learned, "instruction", None)
+        _check_tokenizer(f"{where}: instruction.tokenizer", instruction.opened, system.check_instruction, learned)
+
+
+def _check_tokenizer(field: str, opened: Tokenizer, check: Callable[[Tokenizer], None], learned: Any) -> None:
+    try:
+        check(opened)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
+    taught: Tokenizer | None = getattr(learned, "opened", None)
+    if taught is not None and taught.encode(PROBE) != opened.encode(PROBE):
+        raise InputError(
+            f"{field} makes other tokens of {PROBE!r} than the tokenizer of data.preprocess, whose tokens the system "
+            "learns; give both the same"
+        )
 
 
 def prompt_row(tokens: Sequence[int], length: int) -> dict[str, Int32[np.ndarray, "length"]]:
@@ -120,7 +151,7 @@ def prompt_row(tokens: Sequence[int], length: int) -> dict[str, Int32[np.ndarray
 
 
 def prompt_features(length: int, instruction: Instruction | None) -> dict[str, Feature]:
-    """What `prompt_row` and `Instruction.row` give."""
+    """What `prompt_row` and `Instruction.fixed` give."""
     sizes = {"prompt": length, "prompt_valid": length}
     if instruction is not None:
         sizes["instruction"] = instruction.length

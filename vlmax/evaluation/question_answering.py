@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlmax.data.example import Example, Feature, Features, Preprocess, Source
+from vlmax.data.image_prompts import Instruction
 from vlmax.decoding.settings import Generation
 from vlmax.errors import InputError, RunFailed
 from vlmax.evaluation import features
 from vlmax.evaluation.evaluation import Context
 from vlmax.evaluation.limit import first
-from vlmax.evaluation.notes import image_id, notes
-from vlmax.evaluation.prompting import Instruction, Prompting, prompt_features, prompt_row
+from vlmax.evaluation.notes import first_example, notes
+from vlmax.evaluation.prompting import Prompting, check_prompts, prompt_features, prompt_row
 from vlmax.evaluation.scores.vqa import AnswerScore, VqaAccuracy
 from vlmax.evaluation.writing import described, new_tokens, writes
 from vlmax.systems.system import Writes
@@ -157,7 +158,7 @@ class QuestionAnswering:
     length: int = 64
     """Tokens of a prompt with its marks at most; of a longer question the last words are left out, and it is told."""
     instruction: Instruction | None = None
-    """How it is put to a Q-Former that reads it, too; None: none does."""
+    """How the prompt is put to a Q-Former that reads it, too; None: none does."""
     answering: Answering = InOwnWords()
     """How answers come about."""
     scores: tuple[AnswerScore, ...] = (VqaAccuracy(),)
@@ -172,18 +173,29 @@ class QuestionAnswering:
         return Writes
 
     def check(self, mesh: Mesh) -> None:
-        """Opens source and tokenizer; raises `InputError` for sizes, a prompt or candidates that do not fit."""
+        """Opens source and tokenizer; raises `InputError` for sizes, a prompt, candidates or fields that do not fit."""
+        where = f"evaluation {self.name!r}"
         features.check_batch_size(self.name, self.batch_size, mesh)
         if self.prompt.count("{}") != 1:
-            raise InputError(f"evaluation {self.name!r}: prompt {self.prompt!r} needs one {{}} for the question")
-        empty = len(self.prompting.tokens(self.prompt.format("?")))
+            raise InputError(f"{where}: prompt {self.prompt!r} needs one {{}} for the question")
+        empty = len(self.prompting.tokens(self.prompt.replace("{}", "?")))
         if self.length < empty:
             raise InputError(
-                f"evaluation {self.name!r}: length is {self.length}, and the prompt takes {empty} tokens with a "
-                "question of one mark; raise `length`"
+                f"{where}: length is {self.length}, and the prompt takes {empty} tokens with a question of one mark; "
+                "raise `length`"
             )
         self.answering.check(self.prompting)
-        first(self.source, self.limit, f"evaluation {self.name!r}").open()
+        example = first_example(first(self.source, self.limit, where))
+        if example is not None:
+            people = [self._noted(example)["answers"]]
+            question_of(example, where)
+            self._check_answers(people)
+            for score in self.scores:
+                score.each([""], people)
+
+    def check_prompts(self, system: Any, learned: Any) -> None:
+        """See `prompting.Prompts`."""
+        check_prompts(f"evaluation {self.name!r}", self.prompting, self.instruction, system, learned)
 
     def run(self, context: Context) -> dict[str, float]:
         """The scores by their full names; raises `InputError` as `check` does, and where an answer is not known."""
@@ -209,12 +221,7 @@ class QuestionAnswering:
         )
         scores = {"questions": float(len(answers))}
         people = [note["answers"] for note in noted]
-        unknown = sum(not given for given in people)
-        if self.scores and unknown:
-            raise InputError(
-                f"{where}: {unknown} of {len(people)} questions have no answer in the fields answers and answer, "
-                "against which they could be scored; take a split with answers, or leave `scores` empty"
-            )
+        self._check_answers(people)
         for score in self.scores:
             each = score.each(answers, people)
             scores[score.name] = float(each.mean())
@@ -223,15 +230,33 @@ class QuestionAnswering:
                 scores[f"{score.name}_{'_'.join(kind.replace('/', ' ').split())}"] = float(each[chosen].mean())
         return {f"eval/{self.name}/{score}": value for score, value in scores.items()}
 
+    def _check_answers(self, people: list[list[str]]) -> None:
+        unknown = sum(not given for given in people)
+        if self.scores and unknown:
+            raise InputError(
+                f"evaluation {self.name!r}: {unknown} of {len(people)} questions have no answer in the fields answers "
+                "and answer, against which they could be scored; take a split with answers, or leave `scores` empty"
+            )
+
     def _noted(self, example: Example) -> dict[str, Any]:
         fields = example.fields
         answers = fields.get("answers") or ([fields["answer"]] if fields.get("answer") else [])
         return {
             "question_id": fields.get("question_id", example.key),
-            "image_id": image_id(example),
             "answers": [str(answer) for answer in answers],  # type: ignore[attr-defined]
             "type": fields.get("answer_type"),
         }
+
+
+def question_of(example: Example, where: str) -> str:
+    """The field `question`; raises `InputError` where it holds no text."""
+    question = example.fields.get("question")
+    if not isinstance(question, str):
+        raise InputError(
+            f"{where}: example {example.key!r} has no text in a field question, but the fields "
+            f"{', '.join(sorted(example.fields)) or '(none)'}; take a source of questions"
+        )
+    return question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,17 +269,12 @@ class AskedImage:
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Features:
         """Raises `BadRecord` where the picture is damaged, `InputError` where there is no question."""
-        question = example.fields.get("question")
-        if not isinstance(question, str):
-            raise InputError(
-                f"{self.where}: example {example.key!r} has no text in a field question, but the fields "
-                f"{', '.join(sorted(example.fields)) or '(none)'}; take a source of questions"
-            )
-        asked = self.asked
+        asked, question = self.asked, question_of(example, self.where)
         tokens, cut = asked.prompting.fitting(asked.prompt, question, asked.length)
         found = {"image": self.image(example, rng)["image"], **prompt_row(tokens, asked.length)}
         if asked.instruction is not None:
-            found["instruction"] = asked.instruction.row(asked.prompt, question)
+            found["instruction"], shorter = asked.instruction.fixed(asked.prompt.replace("{}", question))
+            cut |= shorter
         return {**found, "count/truncated": np.asarray(cut, np.int32)} if cut else found
 
     def features(self) -> Mapping[str, Feature]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from vlmax.decoding.answers import Answers, Ranked, answer_rows, likeliest
 from vlmax.decoding.generate import Generated, generate
 from vlmax.decoding.prompts import Prompt
-from vlmax.decoding.readers import Reader, reader_of
+from vlmax.decoding.readers import reader_of
 from vlmax.decoding.settings import Generation, Marks
 from vlmax.errors import InputError
 from vlmax.evaluation import features

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmax.errors import InputError
-from vlmax.interop import open_clip, safetensors, torch_files
+from vlmax.interop import blip_pth, lavis, open_clip, safetensors, torch_files
 from vlmax.interop.families import CONFIG, KNOWN, OPEN_CLIP_CONFIG, of_model_type, read_json
-from vlmax.interop.family import Family
+from vlmax.interop.family import IMAGE_FILES, Family
 from vlmax.interop.tensors import Stored
 
 TORCH = (".bin", ".pt", ".pth")
@@ -43,8 +43,8 @@ def open_checkpoint(path: Path, family: str | None = None) -> Checkpoint:
     """Reads everything but the values.
 
     Args:
-      path: a folder, or a single file of OpenAI's.
-      family: `open_clip` or `openai`, where the folder has another configuration too or none.
+      path: a folder, or a single file of OpenAI's, BLIP's or LAVIS's.
+      family: `open_clip`, or one of `families.FILES`, where the folder has another configuration too or none.
 
     Raises:
       InputError: the path is missing, no family is known for it, or its files are damaged.
@@ -52,11 +52,11 @@ def open_checkpoint(path: Path, family: str | None = None) -> Checkpoint:
     if family is not None and family not in KNOWN:
         raise InputError(f"reading {path}: the family {family!r} is not known; known: {', '.join(KNOWN)}")
     if path.is_file():
-        return _openai(path, tensors_of(path), family)
+        return _file(path, tensors_of(path), family)
     if not path.is_dir():
         raise InputError(f"reading {path}: there is no such folder or file; give the folder that holds config.json")
     if family == "openai":
-        return _openai(path, tensors_of(_weights(path, (*WEIGHTS, *OPEN_CLIP_WEIGHTS))), family)
+        return _file(path, tensors_of(_weights(path, (*WEIGHTS, *OPEN_CLIP_WEIGHTS))), family)
     if (path / OPEN_CLIP_CONFIG).is_file() and (family == "open_clip" or not (path / CONFIG).is_file()):
         found = read_json(path / OPEN_CLIP_CONFIG)
         with _naming(path / OPEN_CLIP_CONFIG):
@@ -94,26 +94,33 @@ def _naming(path: Path) -> Iterator[None]:
 def _configured(path: Path, family: Family, found: dict[str, Any]) -> Any:
     with _naming(path / CONFIG):
         config = family.read(found)
-    pixels = path / "preprocessor_config.json"
-    if family.name in ("clip", "siglip") and pixels.is_file():
+    pixels = next((path / name for name in IMAGE_FILES if (path / name).is_file()), None)
+    if family.pixels is not None and pixels is not None:
         values = read_json(pixels)
+        values = values.get("image_processor", values)  # of a processor that reads text, too
         normal = {ours: values.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))}
-        config = dataclasses.replace(config, **{name: tuple(value) for name, value in normal.items() if value})
+        with _naming(pixels):
+            config = family.pixels(config, {name: tuple(value) for name, value in normal.items() if value})
     return config
 
 
-def _openai(path: Path, tensors: dict[str, Stored], family: str | None) -> Checkpoint:
-    """A file without configuration: OpenAI's alone can be told from its tensors."""
+def _file(path: Path, tensors: dict[str, Stored], family: str | None) -> Checkpoint:
+    """A file without configuration, whose tensors say what it is: OpenAI's CLIP, BLIP's, LAVIS's."""
     names = {name.removeprefix("module."): stored for name, stored in tensors.items()}
-    if family != "openai" and open_clip.OPENAI_MARK not in names:
+    if family == "openai" or (family is None and open_clip.OPENAI_MARK in names):
+        known, read = open_clip.FAMILY, lambda names: open_clip.FAMILY.read(open_clip.described(names))
+    elif family == "lavis" or (family is None and any(name.startswith(lavis.MARK) for name in names)):
+        known, read = lavis.FAMILY, lavis.described
+    elif family == "blip_pth" or (family is None and blip_pth.is_blip(names)):
+        known, read = blip_pth.FAMILY, blip_pth.described
+    else:
         raise InputError(
-            f"reading {path}: it has no configuration beside it, and its tensors do not say which activation they "
-            "need; give the folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP "
-            "(--family openai)"
+            f"reading {path}: it has no configuration beside it, and its tensors do not say what they need; give the "
+            "folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP (--family openai), "
+            "BLIP's (blip_pth) or LAVIS's (lavis)"
         )
     with _naming(path):
-        config = open_clip.FAMILY.read(open_clip.described(names))
-    return Checkpoint(path, open_clip.FAMILY, config, tensors)
+        return Checkpoint(path, known, read(names), tensors)
 
 
 def _weights(folder: Path, names: tuple[str, ...]) -> Path:

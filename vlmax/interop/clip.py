@@ -5,13 +5,25 @@ OpenAI's and OpenCLIP's own layouts are in open_clip.py.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmax.errors import InputError
-from vlmax.interop.family import IMAGE_FILES, Family, Json, activation, cannot, field, name_of
+from vlmax.interop.family import (
+    IMAGE_FILES,
+    Family,
+    Json,
+    activation,
+    cannot,
+    field,
+    name_of,
+    write_pixels,
+)
 from vlmax.interop.table import LeftOut, Row, linear, norm, under
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
@@ -172,6 +184,20 @@ def write_whole(config: CLIP) -> dict[str, Any]:
     }
 
 
+def with_pixels(config: CLIP, normal: Mapping[str, tuple[float, ...]]) -> CLIP:
+    """The system with the mean and standard deviation of preprocessor_config.json."""
+    changes: dict[str, Any] = dict(normal)
+    return dataclasses.replace(config, **changes)
+
+
+def write_beside(folder: Path, config: CLIP, content: Json) -> None:
+    """What happens to an image: it is resized at its shorter edge, and cropped."""
+    height, width = config.image.image_size
+    crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    found = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": height}, **crop}
+    write_pixels(folder, found, config.mean, config.std)
+
+
 def patch_sizes(config: ViT | CLIP) -> dict[str, int]:
     """The letters of a patch; a ResNet has none."""
     image = config.image if isinstance(config, CLIP) else config
@@ -203,6 +229,8 @@ FAMILIES = (
         sizes=patch_sizes,
         left_out=(POSITION_IDS,),
         files=(*Family.files, *IMAGE_FILES),
+        pixels=with_pixels,
+        beside=write_beside,
     ),
     Family(
         name="clip_vision",

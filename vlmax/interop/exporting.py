@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,15 +15,16 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from vlmax.errors import InputError
-from vlmax.interop import folder, writing
+from vlmax.interop import anew, folder, writing
+from vlmax.interop.ends import with_ends
 from vlmax.interop.families import CONFIG, OPEN_CLIP_CONFIG, read_json, that_writes
-from vlmax.interop.family import Family
+from vlmax.interop.family import Family, write_json
 from vlmax.interop.model import Outline, outline
-from vlmax.interop.table import places
-from vlmax.interop.tokenizer import marks
+from vlmax.interop.table import Absent, absent, places
+from vlmax.interop.tokenizer import marks, tokenizer_config
 
 GENERATION = "generation_config.json"
-MARKS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")
 
 
 def export(
@@ -52,7 +52,9 @@ def export(
     check_empty(to)
     shape = outline(config, family)
     check_arrays(to, shape, arrays)
-    found = places(family.table(config), shape.shapes(), family.sizes(config))
+    behind = left_behind(config, family, shape)
+    stored = {path: size for path, size in shape.shapes().items() if path not in behind}
+    found = places(family.table(config), stored, family.sizes(config))
     tensors = writing.sources(found, arrays)
     for name, values in family.written(config, list(tensors)).items():
         tensors[name] = (values.shape, values.dtype, functools.partial(np.asarray, values))
@@ -62,17 +64,33 @@ def export(
         if jax.process_index() == 0:
             copy_files(files, part, family.files)
             name = OPEN_CLIP_CONFIG if open_clip else CONFIG
-            dtype = jax.numpy.result_type(*{array.dtype for array in arrays.values()}).name  # in which none loses
+            dtype = jax.numpy.result_type(*{arrays[path].dtype for path in stored}).name  # in which none loses
             before = read_json(part / name) if (part / name).is_file() else {}
-            described |= {} if before else marks_of(config, described, part)
+            described |= {} if before else marks_of(config, described, family, part)
             content = merged(before, described, family) | ({} if open_clip else {"dtype": dtype})
             write_json(part / name, content)
             write_beside(part, config, family, content)
     return family
 
 
-def marks_of(config: Any, described: Mapping[str, Any], files: Path) -> dict[str, int]:
+def left_behind(config: Any, family: Family, shape: Outline) -> dict[str, Absent]:
+    """The arrays that the format has no tensor for."""
+    table = family.table(config)
+    return absent(family.absent, table, shape.shapes(), [row.foreign.replace("{layer}", "0") for row in table])
+
+
+def losses(config: Any, family: Family) -> list[str]:
+    """What a written checkpoint lacks of the model, or has otherwise, for whoever converts."""
+    behind = left_behind(config, family, outline(config, family))
+    lost = [f"left out, as the format has no place for it: {note}" for note in anew.notes(behind)]
+    return [*lost, *family.remarks(config)]
+
+
+def marks_of(config: Any, described: Mapping[str, Any], family: Family, files: Path) -> dict[str, Any]:
     """The ids of a decoder's marks, of the tokenizer that goes with it; T5 starts what it writes with its padding."""
+    if family.marks is not None:
+        tokenizer = tokenizer_config(files)
+        return {} if tokenizer is None else family.marks(described, with_ends(tokenizer.open(), files))
     found = marks(files) if hasattr(config, "empty_cache") else {}
     start = {"decoder_start_token_id": found["pad_token_id"]} if found and "decoder_start_token_id" in described else {}
     return {**found, **start}
@@ -96,15 +114,7 @@ def write_beside(part: Path, config: Any, family: Family, content: Mapping[str, 
     # Without an end mark nothing is written: transformers then goes by its own defaults.
     if hasattr(config, "empty_cache") and "eos_token_id" in ids and not (part / GENERATION).is_file():
         write_json(part / GENERATION, ids)
-    pixels = part / "preprocessor_config.json"
-    if family.name in ("clip", "siglip") and not pixels.is_file():
-        height, width = config.image.image_size
-        clip = family.name == "clip"
-        size = {"shortest_edge": height} if clip else {"height": height, "width": width}
-        crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}} if clip else {}
-        kind = "CLIPImageProcessor" if clip else "SiglipImageProcessor"
-        normal = {"image_mean": list(config.mean), "image_std": list(config.std)}
-        write_json(pixels, {"image_processor_type": kind, "size": size, "resample": 3, **crop, **normal})
+    family.beside(part, config, content)
 
 
 def merged(before: Mapping[str, Any], described: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -148,12 +158,8 @@ def copy_files(files: Path | None, to: Path, names: tuple[str, ...]) -> None:
     """Copies those of the files that are there."""
     for name in names if files is not None else ():
         if files is not None and (files / name).is_file():
+            (to / name).parent.mkdir(exist_ok=True)  # a second tokenizer lies in a folder of its own
             shutil.copyfile(files / name, to / name)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file for people, too."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_arrays(to: Path, shape: Outline, arrays: Mapping[str, Array]) -> None:

@@ -7,7 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from vlmax.errors import InputError, nearest
-from vlmax.interop import bert, clip, dinov2, gpt2, llama, open_clip, opt, resnet, siglip, t5, vit
+from vlmax.interop import (
+    bert,
+    blip,
+    blip2,
+    blip2_matching,
+    clip,
+    dinov2,
+    gpt2,
+    instructblip,
+    llama,
+    open_clip,
+    opt,
+    resnet,
+    siglip,
+    t5,
+    vit,
+)
 from vlmax.interop.family import Family, Json
 from vlmax.systems.system import System
 
@@ -23,18 +39,31 @@ FAMILIES: tuple[Family, ...] = (
     gpt2.FAMILY,
     opt.FAMILY,
     llama.FAMILY,
+    *blip.FAMILIES,
+    blip2.FAMILY,
+    blip2_matching.FAMILY,
+    instructblip.FAMILY,
 )
 
 CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
-KNOWN = (*(kind for family in FAMILIES for kind in family.model_types), open_clip.FAMILY.name, "openai")
+FILES = ("openai", "blip_pth", "lavis")
+"""Layouts of single files without a configuration."""
+KNOWN = (*dict.fromkeys(kind for family in FAMILIES for kind in family.model_types), open_clip.FAMILY.name, *FILES)
 
 
 def of_model_type(found: Json, where: Path) -> Family:
     """The family of a config.json; raises InputError for one that is not known."""
-    kind = found.get("model_type")
-    for family in FAMILIES:
-        if kind in family.model_types:
+    kind, architecture = found.get("model_type"), (found.get("architectures") or [None])[0]
+    of_type = [family for family in FAMILIES if kind in family.model_types]
+    for family in of_type:
+        if not family.architectures or architecture in family.architectures:
             return family
+    if of_type:
+        names = ", ".join(name for family in of_type for name in family.architectures)
+        raise InputError(
+            f"reading {where}: it is a {kind} whose `architectures` begins with {architecture!r}; vlmax has systems "
+            f"for {names}"
+        )
     raise InputError(
         f"reading {where}: its model_type is {kind!r}, which vlmax does not know; {nearest(str(kind), KNOWN)} "
         f"(known: {', '.join(KNOWN)})"

@@ -12,11 +12,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vlmax.errors import InputError, nearest
-from vlmax.interop import checkpoint, folder, reading, trained
+from vlmax.interop import anew, checkpoint, folder, reading, trained
 from vlmax.interop.families import of_config
 from vlmax.interop.family import Family
 from vlmax.interop.model import Outline, outline
-from vlmax.interop.table import LeftOut, Place, check, places, renamed
+from vlmax.interop.table import Absent, LeftOut, Place, absent, check, places, renamed
 from vlmax.interop.tensors import Stored, check_floating
 from vlmax.interop.trained import Trained
 from vlmax.sharding.rules import Rules
@@ -34,6 +34,7 @@ class Opened:
       tensors: by the names that the places have.
       notes: what of the checkpoint has no place in our model.
       files: the folder with the files that travel along, such as the tokenizer's.
+      absent: the arrays that are not stored, by path.
     """
 
     config: Any
@@ -43,6 +44,7 @@ class Opened:
     tensors: dict[str, Stored]
     notes: list[str]
     files: Path
+    absent: Mapping[str, Absent] = dataclasses.field(default_factory=dict)
 
     def arrays(
         self, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None, rules: Rules = ()
@@ -54,9 +56,16 @@ class Opened:
     def read(
         self, shardings: Mapping[str, jax.sharding.Sharding], dtypes: Mapping[str, np.dtype] | None = None
     ) -> dict[str, jax.Array]:
-        """The arrays that have a sharding; dtypes as they are stored unless they are given."""
+        """The arrays that have a sharding; dtypes as they are stored unless they are given.
+
+        Raises:
+          InputError: some of them are of a part that the checkpoint does not hold.
+        """
+        anew.check_whole(self.absent, shardings, str(self.files))
         wanted = [place for place in self.places if place.own in shardings]
-        return reading.arrays(wanted, self.tensors, self.outline.shapes(), shardings, dtypes)
+        found = reading.arrays(wanted, self.tensors, self.outline.shapes(), shardings, dtypes)
+        begin = {path: sharding for path, sharding in shardings.items() if path in self.absent}
+        return found | anew.begun(self.config, self.family, begin, dtypes)
 
     def dtype(self) -> np.dtype:
         """What most values are stored as."""
@@ -97,17 +106,19 @@ def open_model(
         return Opened(config, known, shape, found, tensors, [], path / folder.FOREIGN)
     foreign = checkpoint.open_checkpoint(path, family)
     known, config = foreign.family, changed(foreign.config, changes or {})
-    shape = outline(config, known)
-    found = places(known.table(config), shape.shapes(), known.sizes(config))
+    shape, table = outline(config, known), known.table(config)
     names = renamed(foreign.tensors, known.renamed)
-    wanted = {place.foreign for place in found}
-    tied = {name: known.same[name] for name in set(names) - wanted if known.same.get(name) in wanted}
+    empty = absent(known.absent, table, shape.shapes(), names)
+    stored = {path: size for path, size in shape.shapes().items() if path not in empty}
+    found = places(table, stored, known.sizes(config))
+    wanted, same = {place.foreign for place in found}, known.tied(config)
+    tied = {name: same[name] for name in set(names) - wanted if same.get(name) in wanted}
     notes = check(found, foreign.tensors, names, (*known.left_out, *(LeftOut(name) for name in tied)), str(path))
     tensors = {name: foreign.tensors[names[name]] for name in {*wanted, *tied}}
     check_floating(tensors)
     for name, other in tied.items():
         check_same(name, tensors[name], other, tensors[other])
-    return Opened(config, known, shape, found, tensors, notes, path if path.is_dir() else path.parent)
+    return Opened(config, known, shape, found, tensors, notes, path if path.is_dir() else path.parent, empty)
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:

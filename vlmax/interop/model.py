@@ -60,15 +60,18 @@ class Outline:
         return unflatten_dict(paths)
 
 
+def fresh(config: Any, family: Family, key: Array) -> dict[str, PyTree]:
+    """The boxed variables of the model that a configuration describes, as `Outline.variables` has them."""
+    if not isinstance(config, System):
+        return config.build().init(key, **family.arguments(config))
+    batch = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in config.inputs().items()}
+    params, carried = config.init(key, batch)
+    return {"params": params, **{name: carried[name] for name in STATISTICS if name in carried}}
+
+
 def outline(config: Any, family: Family) -> Outline:
     """The arrays of the model that a configuration describes; nothing is computed."""
-    if isinstance(config, System):
-        batch = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in config.inputs().items()}
-        params, carried = jax.eval_shape(config.init, jax.random.key(0), batch)
-        variables = {"params": params, **{name: carried[name] for name in STATISTICS if name in carried}}
-    else:
-        module, arguments = config.build(), family.arguments(config)
-        variables = jax.eval_shape(lambda key: module.init(key, **arguments), jax.random.key(0))
+    variables = jax.eval_shape(lambda key: fresh(config, family, key), jax.random.key(0))
     collections: dict[str, str] = {}
     boxed: dict[str, Any] = {}
     for collection, tree in variables.items():

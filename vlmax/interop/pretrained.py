@@ -12,6 +12,7 @@ from vlmax.interop.fitting import Fitting, fitting
 from vlmax.interop.loading import Opened, open_model
 from vlmax.interop.trained import Trained
 from vlmax.models.lora import of_adapter
+from vlmax.systems.system import System
 
 NO_MATTER = (
     *("remat", "unroll", "dropout", "drop_path", "patch_keep", "init", "layer_scale", "dtype", "vocab_multiple"),
@@ -23,6 +24,9 @@ NO_MATTER = (
 PRESENT = ("text", "predicts", "pooler", "final_norm")
 """Fields that, where they are True or False, say which parameters there are, and the paths of these tell."""
 
+OF_TEXT = ("vocab", "context")
+"""Fields that mean nothing where `text` is False on either side, as in the Q-Former of BLIP-2's second stage."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -32,7 +36,7 @@ class Pretrained:
     compute the same, so that no weight runs under another activation or with other heads in silence; exceptions are
     named by patterns, each of which must hit. Adapters (LoRA) that the checkpoint does not have begin anew.
 
-    A Q-Former begins as BERT, its queries with copies of the feed-forward parts; the second stage leaves its text branch:
+    A Q-Former begins as BERT, its queries with copies of the feed-forward parts; the second stage leaves out that of texts:
 
         Pretrained(
             "data/bert-base-uncased",
@@ -104,10 +108,9 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
         raise InputError(f"{field}: {error}") from None
     what = f"{init.path} is {described(opened)}"
     wanted = _inside(init.part, shapes, f"{field}.part", "the system")
-    given = _inside(init.take, opened.outline.shapes(), f"{field}.take", what)
+    stored = {path: size for path, size in opened.outline.shapes().items() if path not in opened.absent}
+    given = _inside(init.take, stored, f"{field}.take", what)
     sources, problems = _sources(init, field, wanted, given)
-    used = set(sources.values())
-    problems += [f"  {path} {list(given[path])} is not in the system" for path in given if path not in used]
     fitted = {}
     for path, theirs in sources.items():
         mine, found = wanted[path], given.get(theirs)
@@ -120,6 +123,8 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
                 problems.append(f"  {path} is {list(mine)} in the system and {list(found)} in the checkpoint")
             else:
                 fitted[_join(init.part, path)] = how
+    used = set(sources.values())
+    problems += [f"  {path} {list(given[path])} is not in the system" for path in given if path not in used]
     problems = [*_differences(init, system, opened.config), *problems]
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -136,15 +141,20 @@ def plan(init: Pretrained, field: str, system: Any, shapes: Mapping[str, tuple[i
 
 def described(opened: Opened | Trained) -> str:
     """What a checkpoint is, for people: of which stage, and with which parts."""
-    if not isinstance(opened, Trained):
+    if isinstance(opened, Trained):
+        name, step = opened.run
+        return f"the run {name!r} at step {step}, whose system is {_of_system(opened.system)}"
+    if not isinstance(opened.config, System):
         return f"a {type(opened.config).__name__}"
-    name, step = opened.run
-    first = (type(opened.system).__doc__ or "").partition("\n")[0]
-    parts = ", ".join(f"{part} ({pattern.partition('/')[0]})" for part, pattern in opened.system.parts().items())
-    return (
-        f"the run {name!r} at step {step}, whose system is {type(opened.system).__name__} ({first}) with the parts "
-        f"{parts}"
-    )
+    missing = sorted({rule.what for rule in opened.absent.values() if rule.what})
+    lacks = f"; it lacks {', '.join(missing)}" if missing else ""
+    return f"of the format {opened.family.name}, a system {_of_system(opened.config)}{lacks}"
+
+
+def _of_system(system: System) -> str:
+    first = (type(system).__doc__ or "").partition("\n")[0]
+    parts = ", ".join(f"{part} ({pattern.partition('/')[0]})" for part, pattern in system.parts().items())
+    return f"{type(system).__name__} ({first}) with the parts {parts}"
 
 
 def _sources(
@@ -257,9 +267,10 @@ def _changed(mine: Any, theirs: Any, where: str, init: Pretrained) -> list[str]:
     """The fields that differ and matter, all the way down."""
     if not dataclasses.is_dataclass(mine) or type(mine) is not type(theirs):
         return [] if mine == theirs else [f"  {where} is {mine!r} in the system and {theirs!r} in the checkpoint"]
+    left_out = OF_TEXT if any(getattr(one, "text", None) is False for one in (mine, theirs)) else ()
     return [
         line
-        for name in (field.name for field in dataclasses.fields(mine))
+        for name in (field.name for field in dataclasses.fields(mine) if field.name not in left_out)
         if not _harmless(name, getattr(mine, name), getattr(theirs, name), init)
         for line in _changed(getattr(mine, name), getattr(theirs, name), f"{where}.{name}", init)
     ]

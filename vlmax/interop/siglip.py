@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vlmax.interop.clip import (
@@ -16,9 +17,10 @@ from vlmax.interop.clip import (
     sizes,
     square,
     text_argument,
+    with_pixels,
     write_sizes,
 )
-from vlmax.interop.family import IMAGE_FILES, Family, Json, cannot, field
+from vlmax.interop.family import IMAGE_FILES, Family, Json, cannot, field, write_pixels
 from vlmax.interop.table import Row, linear, norm, under
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
@@ -149,6 +151,13 @@ def write_whole(config: CLIP) -> dict[str, Any]:
     }
 
 
+def write_beside(folder: Path, config: CLIP, content: Json) -> None:
+    """What happens to an image: it is resized, whatever its shape."""
+    height, width = config.image.image_size
+    found = {"image_processor_type": "SiglipImageProcessor", "size": {"height": height, "width": width}}
+    write_pixels(folder, found, config.mean, config.std)
+
+
 FAMILIES = (
     Family(
         name="siglip",
@@ -160,6 +169,8 @@ FAMILIES = (
         sizes=patch_sizes,
         left_out=(POSITION_IDS,),
         files=(*Family.files, *IMAGE_FILES),
+        pixels=with_pixels,
+        beside=write_beside,
     ),
     Family(
         name="siglip_vision",

@@ -23,6 +23,7 @@ class Row:
       layout: how the one lies in the other, for one layer (`layout.py`); in most rows both are the same.
       part: which of several arrays in one foreign tensor is ours.
       first: the number that the foreign names give to our first layer.
+      step: how much larger the number of each next one is.
     """
 
     own: str
@@ -30,6 +31,7 @@ class Row:
     layout: str
     part: int = 0
     first: int = 0
+    step: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,42 @@ class LeftOut:
 
     pattern: str
     reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """Arrays of ours that have no foreign tensor, in the format at all or in some of its files.
+
+    A file that has one of a rule's tensors must have them all.
+
+    Attributes:
+      pattern: of our whole paths.
+      what: what they are, for whoever converts; None: constants, which nobody misses.
+      begins: they can begin anew, for what the model is loaded for does not need them; else it is no whole model.
+    """
+
+    pattern: str
+    what: str | None = None
+    begins: bool = True
+
+
+def absent(rules: Sequence[Absent], rows: Sequence[Row], shapes: Shapes, names: Iterable[str]) -> dict[str, Absent]:
+    """Path of an array that has no tensor -> the rule that says so.
+
+    Args:
+      rules: of the family.
+      rows: of the family.
+      shapes: of our arrays, by path.
+      names: of the tensors of a checkpoint.
+    """
+    there = {re.sub(r"\d+", "0", name) for name in names}
+    stored = {row.own for row in rows if re.sub(r"\d+", "0", row.foreign.replace("{layer}", "0")) in there}
+    found: dict[str, Absent] = {}
+    for rule in rules:
+        own = [path for path in shapes if re.fullmatch(rule.pattern, path)]
+        if not stored & set(own):
+            found |= dict.fromkeys((path for path in own if path not in found), rule)
+    return found
 
 
 def under(own: str, foreign: str, rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -102,7 +140,7 @@ def places(rows: Sequence[Row], shapes: Shapes, sizes: Sizes) -> list[Place]:
             continue
         fitted = fit(row.layout, shape[1:], sizes, row.part)
         for layer in range(shape[0]):
-            found.append(Place(row.own, layer, row.foreign.format(layer=layer + row.first), fitted))
+            found.append(Place(row.own, layer, row.foreign.format(layer=layer * row.step + row.first), fitted))
     missing = sorted(set(shapes) - {place.own for place in found})
     if missing:
         raise ValueError(f"the table has no row for {', '.join(missing)}")

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmax.data.tokenizers import ByteBpe, SentencePiece, Tokenizer, TokenizerConfig, TokenizerJson, WordPiece
+from tokenizers import processors
+
+from vlmax.data.tokenizers import (
+    ByteBpe,
+    SentencePiece,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerJson,
+    WithTokens,
+    WordPiece,
+)
 from vlmax.data.tokenizers.sentence_piece import PieceTokenizer
 from vlmax.data.tokenizers.tokenizer import FastTokenizer
 from vlmax.errors import InputError
@@ -87,11 +97,25 @@ def write(config: TokenizerConfig, folder: Path) -> str | None:
     tokenizer = config.open()
     if not isinstance(tokenizer, FastTokenizer) or tokenizer.clean is not None:
         return f"what {type(config).__name__} does with a text has no place in a tokenizer.json; take the model's own"
+    if isinstance(_root(config), WordPiece):
+        _put_around(tokenizer)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
     ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad_id}
     marks = {name: tokenizer.fast.id_to_token(i) for name, i in ids.items() if i is not None}
     _write_options(folder, {"tokenizer_class": "PreTrainedTokenizerFast", **marks})
     return None
+
+
+def _root(config: TokenizerConfig) -> TokenizerConfig:
+    """The tokenizer that tokens were added to."""
+    return _root(config.tokenizer) if isinstance(config, WithTokens) else config
+
+
+def _put_around(tokenizer: FastTokenizer) -> None:
+    """Tells BERT's tokenizer its marks, which transformers' puts round every text."""
+    begin, end = (str(tokenizer.fast.id_to_token(mark)) for mark in (tokenizer.bos, tokenizer.eos) if mark is not None)
+    tokens = [(mark, tokenizer.fast.token_to_id(mark)) for mark in (begin, end)]
+    tokenizer.fast.post_processor = processors.TemplateProcessing(single=[begin, "$A", end], special_tokens=tokens)
 
 
 def _write_pieces(config: SentencePiece, folder: Path) -> str | None:

@@ -22,6 +22,7 @@ from vlmax.errors import InputError
 from vlmax.interop.families import of_config, read_json
 from vlmax.interop.family import Family
 from vlmax.interop.model import Outline, outline
+from vlmax.interop.table import Absent
 from vlmax.models import lora
 from vlmax.sharding.rules import Rules
 from vlmax.systems.language_model import LanguageModel
@@ -39,9 +40,12 @@ class Trained:
       state: the folder of the state.
       stored: path of an array -> path in the state, and its dtype.
       tokenizer: the run's, where it is one of vlmax's own.
+      instruction: that of a Q-Former that reads instructions, likewise.
+      end: the text that ends what the model writes, where it is not the tokenizer's mark.
       adapters: path of a kernel -> its adapter's arrays in the state, by name: path and shape.
       run: what the run is called, and the step of its checkpoint.
       system: the run's; its model is `config`.
+      absent: see `loading.Opened`; nothing is.
     """
 
     config: Any
@@ -55,6 +59,9 @@ class Trained:
     adapters: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]] = dataclasses.field(default_factory=dict)
     run: tuple[str, int] = ("", 0)
     system: Any = None
+    instruction: Any = None
+    end: str | None = None
+    absent: Mapping[str, Absent] = dataclasses.field(default_factory=dict)
 
     def arrays(
         self, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike | None = None, rules: Rules = ()
@@ -108,11 +115,29 @@ def open_run(path: Path) -> Trained:
     leaves = stored_leaves(state)
     shape = outline(config, family)
     stored = {name: _place(name, shape, leaves, state) for name in shape.boxed}
-    tokenizer = experiment.get("data", {}).get("preprocess", {}).get("tokenizer") or {}
-    tokenizer = None if known(tokenizer.get("type")) is None else rebuilt(tokenizer)
+    told = experiment.get("data", {}).get("preprocess", {})
     adapters = {name: adapter for name in stored if (adapter := _adapter(name, shape, leaves))}
     run = str(experiment.get("name")), int(state.parent.name)
-    return Trained(config, family, shape, state, stored, path, tokenizer, adapters=adapters, run=run, system=system)
+    return Trained(
+        config,
+        family,
+        shape,
+        state,
+        stored,
+        path,
+        _tokenizer(told) or _tokenizer(told.get("pairs")),
+        adapters=adapters,
+        run=run,
+        system=system,
+        instruction=_tokenizer(told.get("instruction")),
+        end=told.get("end"),
+    )
+
+
+def _tokenizer(told: Any) -> Any:
+    """That of a part of an experiment's data; None where it has none, or one that is not vlmax's."""
+    found = (told.get("tokenizer") if isinstance(told, Mapping) else None) or {}
+    return None if known(found.get("type")) is None else rebuilt(found)
 
 
 def newest_state(path: Path) -> Path:

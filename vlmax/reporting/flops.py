@@ -1,7 +1,8 @@
 """Model FLOPs of a training step, and what share of the device's peak they are.
 
 Conventions: matrix products only, a multiply-add counts as 2, attention over the full square. A trained part costs
-three times its forward pass (the forward pass, the gradient of its inputs and that of its weights), a frozen part once.
+three times its forward pass (the forward pass, the gradient of its inputs and that of its weights), a frozen part once,
+or twice where a part that it reads from trains, as a frozen language model behind a connector.
 Of a part that trains in part, as a base does beside its adapters, the gradient of the weights counts by the share of
 its matrices that train (`forward_passes`), attention as if it had weights, too.
 Recomputation under rematerialisation, the optimizer, norms, activations and look-ups are not counted.

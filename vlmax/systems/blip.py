@@ -111,6 +111,10 @@ class BLIP:
         """Raises `InputError` where the tokenizer's ids are not those of the model."""
         self.model.check_tokenizer(tokenizer)
 
+    def check_batch_size(self, size: int) -> None:
+        """Raises `InputError` where a batch of so many examples does not divide the queue."""
+        self.alignment.check_batch_size(size)
+
     def locked(self) -> tuple[str, ...]:
         """Everything trains."""
         return ()
@@ -127,7 +131,7 @@ class BLIP:
         """None: a run begins with pretrained encoders."""
         return None
 
-    # What the evaluations use: Embeds, Matches, Writes.
+    # What the evaluations use: Embeds, Matches (and Filters of vlmax/bootstrapping), Writes.
 
     def image_features(self, params: Params, carried: Carried, image: UInt8[Array, "B h w 3"]) -> Float[Array, "B E"]:
         """Unit vectors of images."""
@@ -145,7 +149,13 @@ class BLIP:
         self, params: Params, carried: Carried, image_tokens: Float[Array, "B N C"], text: Int[Array, "B T"]
     ) -> Float[Array, " B"]:
         """The logit of "match" of every pair."""
-        return self.alignment.match(self.model, params, image_tokens, text)
+        return self.alignment.match_logits(self.model, params, image_tokens, text)[:, 1]
+
+    def match_probability(
+        self, params: Params, carried: Carried, image_tokens: Float[Array, "B N C"], text: Int[Array, "B T"]
+    ) -> Float[Array, " B"]:
+        """The probability that each text is one of its image's, as a filter of captions needs it."""
+        return jax.nn.softmax(self.alignment.match_logits(self.model, params, image_tokens, text))[:, 1]
 
     def decoder_module(self) -> BERTModule:
         """What writes."""

@@ -163,6 +163,11 @@ class BLIP2:
             "objective": "objective/.*",
         }
 
+    def reads(self) -> Mapping[str, tuple[str, ...]]:
+        """The Q-Former reads the image encoder, and the heads the Q-Former."""
+        before = ("image encoder", "Q-Former")
+        return {"Q-Former": before[:1], "projections": before, "matching head": before}
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises InputError where ids pass the vocabulary, or the marks are not those that the system knows."""
         if tokenizer.vocab_size > self.qformer.vocab:

@@ -93,6 +93,14 @@ class Alignment:
                 "it is kept"
             )
 
+    def check_batch_size(self, size: int) -> None:
+        """Raises `InputError` where batches of so many examples do not fill the queue without a rest."""
+        if self.queue % size:
+            raise InputError(
+                f"system.alignment.queue is {self.queue}, which the batch of {size} does not divide, so that it could "
+                f"not be filled batch by batch; the nearest that it does is {max(1, round(self.queue / size)) * size}"
+            )
+
     def init(self, model: MED, rng: PRNGKeyArray, batch: Batch) -> tuple[Params, Carried]:
         """Fresh parameters and carried state, boxed."""
         keys = jax.random.split(rng, 7)
@@ -126,7 +134,7 @@ class Alignment:
         """
         keys = jax.random.split(rng, 6)
         text = batch["text"]
-        self._check_batch(len(text))
+        self.check_batch_size(len(text))
         group = batch["group"] if "group" in batch else jnp.arange(len(text), dtype=jnp.int32)
         temperature = params["objective"]["temperature"]
 
@@ -185,12 +193,12 @@ class Alignment:
         """Unit vectors of texts, as in evaluation."""
         return self.text_feature(params, model.read(params["text"], text))
 
-    def match(
+    def match_logits(
         self, model: MED, params: Params, image_tokens: Float[Array, "B N C"], text: Int[Array, "B T"]
-    ) -> Float[Array, " B"]:
-        """The logit of "match" of every pair, as in evaluation."""
+    ) -> Float[Array, "B 2"]:
+        """The logits of "no match" and "match" of every pair, as in evaluation."""
         read = model.ground(params["text"], begun(text, model.encode), image_tokens)
-        return _head(params, read[:, 0])[:, 1]
+        return _head(params, read[:, 0])
 
     def constrain(self, params: Params) -> Params:
         """Clamps the temperature."""
@@ -260,13 +268,6 @@ class Alignment:
             rest = [None] * (rows.ndim - 1)
             after[name] = constrain(enqueue(queue[name], constrain(rows, None, *rest), place), "queue", *rest)
         return {**after, "next": (place + len(new["group"])) % self.queue}
-
-    def _check_batch(self, size: int) -> None:
-        if self.queue % size:
-            raise InputError(
-                f"system.alignment.queue is {self.queue}, which the batch of {size} does not divide, so that it could "
-                f"not be filled batch by batch; the nearest that it does is {max(1, round(self.queue / size)) * size}"
-            )
 
     def _projection(self) -> Dense:
         return Dense((self.embed,), ("embed",), ("projection",), _torch)

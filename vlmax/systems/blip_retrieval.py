@@ -64,6 +64,10 @@ class BLIPRetrieval:
         """Raises `InputError` where the tokenizer's ids are not those of the model."""
         self.model.check_tokenizer(tokenizer)
 
+    def check_batch_size(self, size: int) -> None:
+        """Raises `InputError` where a batch of so many examples does not divide the queue."""
+        self.alignment.check_batch_size(size)
+
     def locked(self) -> tuple[str, ...]:
         """Everything trains."""
         return ()
@@ -76,7 +80,7 @@ class BLIPRetrieval:
         """None: a fine-tuning begins with pretrained weights."""
         return None
 
-    # What the evaluations use: Embeds, Matches.
+    # What the evaluations use: Embeds, Matches (and Filters of vlmax/bootstrapping).
 
     def image_features(self, params: Params, carried: Carried, image: UInt8[Array, "B h w 3"]) -> Float[Array, "B E"]:
         """Unit vectors of images."""
@@ -94,4 +98,10 @@ class BLIPRetrieval:
         self, params: Params, carried: Carried, image_tokens: Float[Array, "B N C"], text: Int[Array, "B T"]
     ) -> Float[Array, " B"]:
         """The logit of "match" of every pair."""
-        return self.alignment.match(self.model, params, image_tokens, text)
+        return self.alignment.match_logits(self.model, params, image_tokens, text)[:, 1]
+
+    def match_probability(
+        self, params: Params, carried: Carried, image_tokens: Float[Array, "B N C"], text: Int[Array, "B T"]
+    ) -> Float[Array, " B"]:
+        """The probability that each text is one of its image's, as a filter of captions needs it."""
+        return jax.nn.softmax(self.alignment.match_logits(self.model, params, image_tokens, text))[:, 1]

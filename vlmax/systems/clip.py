@@ -196,6 +196,10 @@ class CLIP:
             parts["projections"] = "(image|text)_projection/.*"
         return parts
 
+    def reads(self) -> Mapping[str, tuple[str, ...]]:
+        """The projections read both encoders."""
+        return {"projections": ("image encoder", "text encoder")}
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises InputError where ids pass the embedding, or the end mark is not where the encoder looks for it."""
         if tokenizer.vocab_size > self.text.vocab:

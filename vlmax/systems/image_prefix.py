@@ -168,6 +168,11 @@ class ImagePrefix:
         names = {"image": "image encoder", "connector": "connector", "projection": "projection"}
         return {names.get(part, "language model"): f"{part}/.*" for part in self._having()}
 
+    def reads(self) -> Mapping[str, tuple[str, ...]]:
+        """Every part reads what those before it make."""
+        parts = tuple(self.parts())
+        return {part: parts[:i] for i, part in enumerate(parts)}
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raises InputError where ids pass the language model's vocabulary."""
         if tokenizer.vocab_size > self.text.decoder.vocab:
@@ -184,8 +189,8 @@ class ImagePrefix:
             raise InputError("data.preprocess.instruction makes instructions that nothing reads; set it to None")
         if tokenizer.vocab_size > connector.vocab or tokenizer.pad_id != self.instruction_pad:
             raise InputError(
-                f"the tokenizer of instructions has {tokenizer.vocab_size} ids, {tokenizer.pad_id} for padding, and the "
-                f"Q-Former {connector.vocab}, with system.instruction_pad {self.instruction_pad}; take the tokenizer "
+                f"the tokenizer of instructions has {tokenizer.vocab_size} ids, {tokenizer.pad_id} for padding, and "
+                f"the Q-Former {connector.vocab}, with system.instruction_pad {self.instruction_pad}; take the tokenizer "
                 "that the Q-Former was trained with, and its padding"
             )
 

@@ -112,6 +112,15 @@ class Additive(Protocol):
 
 
 @runtime_checkable
+class Chained(Protocol):
+    """A system some of whose parts read what others make, so that a frozen part may lie on a gradient's way."""
+
+    def reads(self) -> Mapping[str, tuple[str, ...]]:
+        """Part -> the parts that come before it, all of them; a part that is not named reads the batch alone."""
+        ...
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """A system that puts images and texts into one space, as zero-shot classification and retrieval need it."""
 
@@ -138,10 +147,19 @@ class Scores(Protocol):
 
 @runtime_checkable
 class Instructed(Protocol):
-    """A system with a part that reads instructions, in the tokens of another tokenizer than that of its texts."""
+    """A system with a part that may read the feature `instruction`, by another tokenizer than that of its texts."""
 
     def check_instruction(self, tokenizer: Any) -> None:
         """Raises InputError where the tokens of instructions do not fit the part that reads them."""
+        ...
+
+
+@runtime_checkable
+class ChecksBatchSize(Protocol):
+    """A system that not every batch size fits."""
+
+    def check_batch_size(self, size: int) -> None:
+        """Raises InputError where a global batch of so many examples does not fit."""
         ...
 
 
@@ -184,6 +202,7 @@ class Writes(Protocol):
           carried: beside them.
           batch: `image` uint8 `[B, height, width, 3]`; `prompt` int32 `[B, P]`, tokens with their marks, padded at the
             left; `prompt_valid` int32 `[B, P]`, 1 for tokens and 0 for padding. A prompt has at least one token.
+            A system that reads `instruction` finds that, too, as `inputs` has it.
         """
         ...
 

@@ -16,6 +16,7 @@ from vlmax.data.preprocess import ImageOnly
 from vlmax.described import resolved
 from vlmax.errors import InputError
 from vlmax.evaluation.evaluation import Context, Evaluation, absent
+from vlmax.evaluation.prompting import Prompts
 from vlmax.evaluation.writing import Writer
 from vlmax.experiment import Experiment
 from vlmax.systems.system import Embeds, Matches, Writes
@@ -85,7 +86,7 @@ class Evaluator:
 
 
 def check_needs(experiment: Experiment) -> None:
-    """Raises InputError where an evaluation asks for what system or preprocess cannot do."""
+    """Raises InputError where an evaluation asks for what system or preprocess cannot do, or in other tokens."""
     system, preprocess = experiment.system, experiment.data.preprocess
     for evaluation in experiment.evaluations:
         needed = evaluation.needs()
@@ -98,3 +99,5 @@ def check_needs(experiment: Experiment) -> None:
                 f"{needed.__name__} (vlmax/systems/system.py); {'; '.join(lacks)}; take it out of the field "
                 "`evaluations`, or another in its place"
             )
+        if isinstance(evaluation, Prompts):
+            evaluation.check_prompts(system, preprocess)

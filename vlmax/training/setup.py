@@ -25,7 +25,7 @@ from vlmax.models.lora import of_adapter
 from vlmax.reporting.flops import forward_passes
 from vlmax.sharding.rules import names_and_shape, rule_table, shardings, state_shardings, unboxed
 from vlmax.sharding.tables import Table, sharding_table, trainable_table
-from vlmax.systems.system import Instructed, Params
+from vlmax.systems.system import Chained, ChecksBatchSize, Instructed, Params
 from vlmax.training import patterns
 from vlmax.training.groups import split
 from vlmax.training.optimizers import Built
@@ -72,8 +72,11 @@ class Run:
         shapes = {path: names_and_shape(leaf)[1] for path, leaf in patterns.flatten(self.boxed).items()}
         # Of tables rows are looked up, which is no product.
         sizes = {path: math.prod(shape) for path, shape in shapes.items() if not path.endswith("embedding")}
-        found = dict.fromkeys(self.frozen_parts, 1.0)
-        for part in set(self.experiment.system.flops_per_example()) & set(parts) - set(found):
+        system = self.experiment.system
+        reads = system.reads() if isinstance(system, Chained) else {}
+        still = set(self.frozen_parts)
+        found = {part: 2.0 if set(reads.get(part, ())) - still else 1.0 for part in still}
+        for part in set(system.flops_per_example()) & set(parts) - still:
             paths = [path for path in parts[part] if path in sizes]
             trained = sum(sizes[path] for path in paths if not frozen[path])
             adapters = sum(sizes[path] for path in paths if of_adapter(path))
@@ -179,8 +182,10 @@ def with_axes(tree: PyTree) -> PyTree:
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError where the mesh does not divide a microbatch."""
+    """Raises InputError where the mesh does not divide a microbatch, or the system has no use for such a batch."""
     size, parts = experiment.data.batch_size, experiment.microbatches
+    if isinstance(experiment.system, ChecksBatchSize):
+        experiment.system.check_batch_size(size)
     check_divides(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), size)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if size % (parts * devices):

@@ -22,6 +22,9 @@ def test_training_has_a_record_for_each_caption_and_testing_for_each_picture(tmp
     assert [(e.key, e.texts) for e in (reader[0], reader[1])] == [
         ("val2014/a.jpg", ("one", "two")), ("val2014/b.jpg", ("three",))
     ]  # fmt: skip
+    nocaps = [{"image": "val2014/a.jpg", "caption": ["one"], "img_id": 4}]
+    reader = CaptionList((write_json(tmp_path / "nocaps_val.json", nocaps),), (str(tmp_path),)).open()
+    assert reader[0].fields == {"image_id": 4}
     assert len(CaptionList((first, second), (str(tmp_path),)).open()) == 6
 
 

@@ -63,6 +63,21 @@ def test_several_files_and_places_and_fields(tmp_path):
     assert both[0].fields == {"image_id": 1, "domain": None}
 
 
+def test_some_of_the_pictures_by_what_the_file_says_of_them(tmp_path):
+    content = coco(range(4))
+    for image, domain in zip(content["images"], ("in", "near", "out", "near"), strict=True):
+        image["domain"] = f"{domain}-domain"
+    path = write_json(tmp_path / "nocaps_val_4500_captions.json", content)
+    write_pictures(tmp_path, [picture_name(i) for i in range(4)])
+    near = CocoCaptions((path,), (str(tmp_path),), where=(("domain", ("near-domain",)),))
+    reader = near.open()
+    assert [reader[i].fields["image_id"] for i in range(len(reader))] == [1, 3] and len(reader[1].texts) == 5
+    two = CocoCaptions((path,), (str(tmp_path),), where=(("domain", ("in-domain", "out-domain")),)).open()
+    assert [two[i].fields["image_id"] for i in range(len(two))] == [0, 2]
+    with pytest.raises(InputError, match=r"none of the 4 pictures is one where .*near.*change `where`"):
+        CocoCaptions((path,), (str(tmp_path),), where=(("domain", ("near",)),)).open()
+
+
 def test_the_index_is_read_again_until_a_file_changes(tmp_path, monkeypatch):
     source, _ = published(tmp_path)
     first = source.open()
@@ -145,6 +160,9 @@ def test_a_subset_is_what_pictures_there_are_at_each_start(tmp_path):
         ({"a": 1, "b": [2]}, "is an object of `a`, `b`"),
         ([1], "is a list of int"), ([], "is an empty list or object"),
         (coco(range(1)) | {"annotations": []}, "it has no 'annotations'"),
+        (coco(range(1)) | {"annotations": [{"id": 1, "image_id": None, "caption": "a"}]}, "has null as 'image_id'"),
+        ({"images": [{"id": [1], "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 1, "caption": "a"}]},
+         "is damaged: element 0, in 'images', has [1] as 'id'"),
     ],
 )  # fmt: skip
 def test_another_file_is_recognised(tmp_path, content, told):

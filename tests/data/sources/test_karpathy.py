@@ -39,6 +39,15 @@ def test_mistakes(tmp_path):
         Karpathy(path, (str(tmp_path),)).open()
     for told in ("1 pictures without a caption: val2014/", "1 ids that occur more than once", "1 pictures are missing"):
         assert told in str(raised.value)
+    content = karpathy(SPLITS)
+    content["images"][2]["sentences"] = ["a man", {"raw": None}]
+    path = write_json(tmp_path / "dataset_coco.json", content)
+    with pytest.raises(InputError, match="2 elements whose 'raw' is no text or empty: val2014/"):
+        Karpathy(path, (str(tmp_path),), ("restval",)).open()
+    content["images"][2]["sentences"] = None
+    path = write_json(tmp_path / "dataset_coco.json", content)
+    with pytest.raises(InputError, match="is damaged: element 2, in 'images', has null as 'sentences'"):
+        Karpathy(path, (str(tmp_path),)).open()
     other = write_json(tmp_path / "captions.json", coco(range(3)))
     with pytest.raises(InputError, match=r"is COCO's form of captions .* must name Karpathy's form"):
         Karpathy(other, (str(tmp_path),)).open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from vlmax.data.sources.shapes import Shapes
@@ -20,7 +22,7 @@ def test_every_caption_is_true_of_its_scene():
 
 
 def test_captions_of_other_scenes_are_rarely_true():
-    wrong = [is_true(full_captions(b)[0], a) for a, b in zip(SCENES, SCENES[1:], strict=False)]
+    wrong = [is_true(full_captions(b)[0], a) for a, b in itertools.pairwise(SCENES)]
     assert sum(wrong) == 0
 
 
@@ -46,7 +48,7 @@ def test_no_word_may_be_another():
         "star": "heart",
         "heart": "star",
     }
-    swaps |= {color: other for color, other in zip(COLORS, [*list(COLORS)[1:], "red"], strict=True)}
+    swaps |= dict(zip(COLORS, [*list(COLORS)[1:], "red"], strict=True))
     changed = 0
     for scene in SCENES:
         for text in full_captions(scene):

@@ -32,3 +32,11 @@ def test_phrases_and_questions_of_pictures_in_two_folders(tmp_path):
         VisualGenome(f"{tmp_path}/question_answers.json", places).open()
     with pytest.raises(InputError, match=r"pictures are missing: 1.jpg"):
         VisualGenome(f"{tmp_path}/region_descriptions.json", places[1:]).open()
+
+
+def test_damaged_questions(tmp_path):
+    write_pictures(tmp_path, ["1.jpg"])
+    asked = [{"id": 1, "qas": [{"question": "What?", "answer": "A dog."}, 3, {"qa_id": 2, "question": "Who?"}]}]
+    path = write_json(tmp_path / "question_answers.json", asked)
+    with pytest.raises(InputError, match="2 pictures with a question that has no `qa_id`: 1, 1; change `questions`"):
+        VisualGenomeQuestions(path, (str(tmp_path),)).open()

@@ -59,6 +59,12 @@ def test_answers_that_do_not_fit_the_questions(tmp_path):
     ):  # fmt: skip
         assert told in str(raised.value), told
 
+    told = vqa_annotations(range(6))
+    told["annotations"][3]["answers"] = None
+    write_json(tmp_path / "v2_mscoco_train2014_annotations.json", told)
+    with pytest.raises(InputError, match=r"is damaged: .* has null as 'answers'; change `annotations`"):
+        source.open()
+
 
 def test_files_that_are_mixed_up(tmp_path):
     source = published(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ from vlmax.evaluation.scores.captions import Captions, CaptionScore
 from vlmax.evaluation.scores.java import Meteor, Spice
 
 CAPTIONS = Captions(("a dog", "two cats"), (("a dog", "one dog"), ("a cat",)))
-METEOR = '''
+METEOR = """
 given = []
 for line in sys.stdin:
     parts = [part.strip() for part in line.split("|||")]
@@ -27,12 +28,12 @@ for line in sys.stdin:
         for part in parts[1:]:
             print(float(part.split()[0]) / 10)
         print(0.25, flush=True)
-'''
-SPICE = '''
+"""
+SPICE = """
 given = json.load(open(sys.argv[sys.argv.index("-jar") + 2]))
 scores = [{"image_id": e["image_id"], "scores": {"All": {"f": len(e["refs"]) / 4}}} for e in reversed(given)]
 json.dump(scores, open(sys.argv[sys.argv.index("-out") + 1], "w"))
-'''
+"""
 
 
 @pytest.fixture
@@ -98,3 +99,9 @@ def test_meteor_itself_gives_the_published_scores():
     for case in published["nlg_eval"]["cases"]:
         found = Meteor(jar).of_tokens(case["hyps"], case["refs"])
         assert found.value == pytest.approx(case["expected"]["METEOR"], abs=1e-6)
+    wanted = json.loads(shared("data/reference/caption_metrics_pycocoevalcap.json").read_text())["first_vs_rest_all"]
+    with gzip.open(shared("data/reference/ptb_tokenized_val2017.jsonl.gz"), "rt") as file:
+        tokens = {row["image_id"]: row["tokenized"] for row in map(json.loads, file)}
+    chosen = [tokens[row["image_id"]] for row in wanted["per_image"]]
+    found = Meteor(jar).of_tokens([texts[0] for texts in chosen], [texts[1:] for texts in chosen])
+    assert found.images == pytest.approx([row["METEOR"] for row in wanted["per_image"]], abs=1e-9)

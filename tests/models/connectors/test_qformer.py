@@ -138,7 +138,8 @@ def test_writing_is_one_pass_in_which_queries_do_not_see_the_text():
     module, params = TINY.build(), parameters()
 
     def joint(module, image, text):
-        x = module.start(jnp.concatenate([jnp.broadcast_to(module.query_tokens, (B, Q, 16)), module.embed(text)], 1), True)
+        queries = jnp.broadcast_to(module.query_tokens, (B, Q, 16))
+        x = module.start(jnp.concatenate([queries, module.embed(text)], axis=1), True)
         mask = Mask(causal=True, prefix_length=jnp.full(B, Q))
         return module.transformer(x, Q, mask, context=module.context_norm(image))[0]
 
@@ -230,7 +231,8 @@ def test_bfloat16_is_near_float32():
 def test_logits_are_bert_s_head():
     module, params = TINY.build(), parameters()
     x = RNG.standard_normal((B, T, 16)).astype(np.float32)
-    inputs, head, bias = (module.apply(params, *a, method=m) for m, a in (("head_inputs", (x,)), ("head", ()), ("head_bias", ())))
+    inputs = module.apply(params, x, method="head_inputs")
+    head, bias = (module.apply(params, method=name) for name in ("head", "head_bias"))
     np.testing.assert_allclose(module.apply(params, x, method="logits"), inputs @ head + bias, atol=1e-4)
 
 

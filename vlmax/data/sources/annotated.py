@@ -31,7 +31,12 @@ SECOND = "second_image"
 _PART = 4096  # records
 _SHOWN = 5  # of each problem
 
-Wanted = Mapping[str | None, Sequence[str]]
+ID = (int, str)
+"""What an id may be."""
+EVERY = ""
+"""In `Wanted`: every member."""
+Needs = Mapping[str, type | tuple[type, ...]]
+Wanted = Mapping[str | None, Needs]
 
 
 class Annotated(Protocol):
@@ -92,7 +97,7 @@ class Problems:
 
 
 def read_members(
-    files: Iterable[File], source: str, field: str, wanted: Wanted | Sequence[str], form: str
+    files: Iterable[File], source: str, field: str, wanted: Wanted, form: str
 ) -> Iterator[tuple[str | None, dict[str, Any]]]:
     """The elements that are wanted of some JSON files, each with the name of the member that it is in.
 
@@ -100,8 +105,8 @@ def read_members(
       files: the files.
       source: the source's name, for messages.
       field: the source's field that names the files.
-      wanted: names of members, None for an outermost list, and what each element must have; a sequence alone stands
-        for every member.
+      wanted: names of members, None for an outermost list, and what each element must have: values of
+        these types.
       form: what the files must be, in words of `annotation_forms`.
 
     Raises:
@@ -110,15 +115,15 @@ def read_members(
     for file in files:
         found: set[str | None] = set()
         for number, (name, element) in enumerate(_elements(file, source, field)):
-            if isinstance(wanted, Mapping) and name not in wanted:
+            needs = wanted.get(name, wanted.get(EVERY))
+            if needs is None:
                 continue
             found.add(name)
-            needs = wanted[name] if isinstance(wanted, Mapping) else wanted
             if lacks := _lacks(element, needs):
                 place = f"element {number}" if name is None else f"element {number}, in {name!r},"
                 raise _other_form(file, source, field, form, f"{place} {lacks}")
             yield name, element
-        absent = [name for name in wanted if name not in found] if isinstance(wanted, Mapping) else []
+        absent = [name for name in wanted if name not in found and name != EVERY]
         if absent or not found:
             lacks = f"it has no {absent[0]!r}" if absent and absent[0] else "it holds nothing"
             raise _other_form(file, source, field, form, lacks)
@@ -129,9 +134,7 @@ def member(file: File, source: str, field: str, name: str) -> Any:
     return next((value for found, value in _elements(file, source, field) if found == name), None)
 
 
-def read_lines(
-    files: Iterable[File], source: str, field: str, needs: Sequence[str], form: str
-) -> Iterator[dict[str, Any]]:
+def read_lines(files: Iterable[File], source: str, field: str, needs: Needs, form: str) -> Iterator[dict[str, Any]]:
     """The objects of files with one JSON object a line; see `read_members`."""
     for file in files:
         empty = True
@@ -212,9 +215,9 @@ class AnnotatedReader:
             return Example(record["key"], pictures[0], tuple(record["texts"]), fields)
 
 
-def text_in(element: Mapping[str, Any], name: str, problems: Problems, field: str, which: Any) -> str | None:
+def text_in(element: Any, name: str, problems: Problems, field: str, which: Any) -> str | None:
     """The text that an element has under a name; None, and noted, where it is none or empty."""
-    value = element.get(name)
+    value = element.get(name) if isinstance(element, Mapping) else None
     if isinstance(value, str) and value.strip():
         try:
             return rows.text_of(value, name)
@@ -255,11 +258,16 @@ def _elements(file: File, source: str, field: str) -> Iterator[tuple[str | None,
             yield found
 
 
-def _lacks(element: Any, needs: Sequence[str]) -> str | None:
+def _lacks(element: Any, needs: Needs) -> str | None:
     """What an element lacks, in words."""
     if not isinstance(element, dict):
         return "is no object"
-    return next((f"has no {name!r}" for name in needs if name not in element), None)
+    for name, kinds in needs.items():
+        if name not in element:
+            return f"has no {name!r}"
+        if not isinstance(element[name], kinds):
+            return f"has {json.dumps(element[name])[:40]} as {name!r}"
+    return None
 
 
 def _other_form(file: File, source: str, field: str, form: str, lacks: str) -> InputError:

@@ -13,17 +13,28 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from vlmax.data.sources.annotated import AnnotatedReader, Problems, Record, open_annotated, read_members, text_in
+from vlmax.data.sources.annotated import (
+    AnnotatedReader,
+    Problems,
+    Record,
+    Wanted,
+    open_annotated,
+    read_members,
+    text_in,
+)
 from vlmax.data.sources.annotation_forms import CAPTION_LIST
 from vlmax.data.sources.files import find
+
+WANTED: Wanted = {None: {"image": str, "caption": (str, list)}}
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionList:
     """A picture with one caption, or with all, as the files have it.
 
-    Fields: `image_id`, as in the file or else the picture's path: equal for the captions of one picture. The key is the
-    picture's path where it has a list of captions, else the file's name and the element's number, from 0.
+    Fields: `image_id`, as in the file (`img_id` in those of NoCaps) or else the picture's path: equal for the captions
+    of one picture. The key is that path where a picture has a list of captions, else the file's name and the element's
+    number, from 0.
 
     Attributes:
       annotations: `coco_karpathy_train.json`, or several such (`flickr30k_test.json`, `nocaps_val.json`, ...).
@@ -50,7 +61,7 @@ class CaptionList:
     def _records(self, files, problems: Problems) -> Iterator[Record]:
         for file in files:
             base = os.path.basename(file.path)
-            elements = read_members((file,), self.name, "annotations", {None: ("image", "caption")}, CAPTION_LIST)
+            elements = read_members((file,), self.name, "annotations", WANTED, CAPTION_LIST)
             for number, (_, element) in enumerate(elements):
                 place, path, captions = f"{base}:{number}", element["image"], element["caption"]
                 many = isinstance(captions, list)
@@ -58,5 +69,5 @@ class CaptionList:
                 texts = [text_in(caption, "caption", problems, "annotations", place) for caption in told]
                 if not texts:
                     problems.add("annotations", "pictures without a caption", path)
-                fields = {"image_id": element.get("image_id", path)}
+                fields = {"image_id": element.get("image_id", element.get("img_id", path))}
                 yield Record(path if many else place, (path,), tuple(t for t in texts if t is not None), fields)

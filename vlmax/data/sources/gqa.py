@@ -11,9 +11,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from vlmax.data.sources.annotated import AnnotatedReader, Problems, Record, open_annotated, read_members, text_in
+from vlmax.data.sources.annotated import (
+    EVERY,
+    ID,
+    AnnotatedReader,
+    Problems,
+    Record,
+    Wanted,
+    open_annotated,
+    read_members,
+    text_in,
+)
 from vlmax.data.sources.annotation_forms import GQA as FORM
 from vlmax.data.sources.files import find
+
+WANTED: Wanted = {EVERY: {"imageId": ID, "question": object}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +60,7 @@ class GQA:
         return open_annotated(self, files, "questions", lambda problems: self._records(files, problems))
 
     def _records(self, files, problems: Problems) -> Iterator[Record]:
-        for number, element in read_members(files, self.name, "questions", ("imageId", "question"), FORM):
+        for number, element in read_members(files, self.name, "questions", WANTED, FORM):
             question = text_in(element, "question", problems, "questions", number)
             fields = {"question": question, "question_id": number, "image_id": element["imageId"]}
             fields |= {"types": element.get("types")}

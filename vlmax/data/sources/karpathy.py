@@ -13,7 +13,16 @@ import collections
 import dataclasses
 from collections.abc import Iterator
 
-from vlmax.data.sources.annotated import AnnotatedReader, Problems, Record, Wanted, open_annotated, read_members, text_in
+from vlmax.data.sources.annotated import (
+    ID,
+    AnnotatedReader,
+    Problems,
+    Record,
+    Wanted,
+    open_annotated,
+    read_members,
+    text_in,
+)
 from vlmax.data.sources.annotation_forms import KARPATHY
 from vlmax.data.sources.files import find, wrong
 from vlmax.errors import nearest
@@ -52,12 +61,12 @@ class Karpathy:
 
     def _records(self, files, problems: Problems) -> Iterator[Record]:
         found: collections.Counter[str] = collections.Counter()
-        wanted: Wanted = {"images": ("filename", "split", "imgid", "sentences")}
+        wanted: Wanted = {"images": {"filename": str, "split": str, "imgid": ID, "sentences": list}}
         for _, element in read_members(files, self.name, "annotations", wanted, KARPATHY):
             found[element["split"]] += 1
             if element["split"] not in self.splits:
                 continue
-            path = "/".join(part for part in (element.get("filepath"), element["filename"]) if part)
+            path = "/".join(str(part) for part in (element.get("filepath"), element["filename"]) if part)
             texts = [text_in(s, "raw", problems, "annotations", path) for s in element["sentences"]]
             if not texts:
                 problems.add("annotations", "pictures without a caption", path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from vlmax.data.sources.annotated import AnnotatedReader, Problems, Record, open_annotated, read_lines, text_in
+from vlmax.data.sources.annotated import AnnotatedReader, Needs, Problems, Record, open_annotated, read_lines, text_in
 from vlmax.data.sources.annotation_forms import NLVR2 as FORM
 from vlmax.data.sources.files import find
 
@@ -50,9 +50,9 @@ class NLVR2:
         return open_annotated(self, files, "statements", lambda problems: self._records(files, problems))
 
     def _records(self, files, problems: Problems) -> Iterator[Record]:
-        needs = ("identifier", "sentence", "label")
+        needs: Needs = {"identifier": str, "sentence": object, "label": object}
         for row in read_lines(files, self.name, "statements", needs, FORM):
-            identifier = str(row["identifier"])
+            identifier = row["identifier"]
             pair, dash, _ = identifier.rpartition("-")
             label = LABELS.get(str(row["label"]).lower())
             sentence = text_in(row, "sentence", problems, "statements", identifier)

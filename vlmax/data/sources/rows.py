@@ -9,6 +9,8 @@ from typing import Any
 from vlmax.data.example import BadRecord
 
 ALL = "*"  # in `fields`: every column that is not used otherwise
+Where = tuple[tuple[str, tuple[str, ...]], ...]
+"""Which rows are kept: those whose columns each have one of the values, `(("vendor", ("noto", "twemoji")),)`."""
 
 
 @contextlib.contextmanager
@@ -83,3 +85,8 @@ def key_of(row: Mapping[str, Any], column: str | None, otherwise: str) -> str:
         return otherwise
     value = value_of(row, column)
     return value if isinstance(value, str) else text_of(value, column) if isinstance(value, bytes) else str(value)
+
+
+def passes(row: Mapping[str, Any], where: Where) -> bool:
+    """Whether a row is kept."""
+    return all(str(row.get(column)) in values for column, values in where)

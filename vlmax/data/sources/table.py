@@ -25,7 +25,6 @@ from vlmax.errors import InputError, nearest
 
 SCHEMA = pa.schema([("offset", pa.int64()), ("size", pa.int64()), ("line", pa.int64())])
 Header = tuple[str, ...] | None  # a CSV file's columns
-Where = tuple[tuple[str, tuple[str, ...]], ...]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FIRST = 16  # rows looked at when a source is opened
 _LONGEST = 1000  # lines of one CSV row
@@ -55,7 +54,7 @@ class Table:
     texts: tuple[str, ...] = ("caption",)
     key: str | None = None
     fields: tuple[str, ...] = ()
-    where: Where = ()
+    where: rows.Where = ()
 
     def open(self) -> TableReader:
         """Finds the files, makes or reads their index and tries the first rows.
@@ -220,7 +219,7 @@ def _header(file: File, source: str) -> Header:
     return tuple(names)
 
 
-def _index(file: File, header: Header, where: Where) -> pa.RecordBatch:
+def _index(file: File, header: Header, where: rows.Where) -> pa.RecordBatch:
     """Offset, size and line number of each row that passes `where`; a damaged row stays, to be reported."""
     columns = array.array("q"), array.array("q"), array.array("q")
     with open_file(file.path) as handle:
@@ -234,14 +233,14 @@ def _index(file: File, header: Header, where: Where) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(np.array(c, np.int64)) for c in columns], schema=SCHEMA)
 
 
-def _passes(line: bytes, path: str, header: Header, where: Where) -> bool:
+def _passes(line: bytes, path: str, header: Header, where: rows.Where) -> bool:
     if not where:
         return True
     try:
         row = _parse(line, path, header)
     except BadRecord:
         return True
-    return all(str(row.get(column)) in values for column, values in where)
+    return rows.passes(row, where)
 
 
 def _lines(handle: IO[bytes], quoted: bool) -> Iterator[tuple[int, int, bytes]]:

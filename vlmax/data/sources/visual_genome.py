@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from vlmax.data.sources.annotated import AnnotatedReader, Problems, Record, open_annotated, read_members
+from vlmax.data.sources.annotated import ID, AnnotatedReader, Problems, Record, Wanted, open_annotated, read_members
 from vlmax.data.sources.annotation_forms import GENOME_QUESTIONS, REGIONS
 from vlmax.data.sources.files import find
 
@@ -46,9 +46,10 @@ class VisualGenome:
         return open_annotated(self, files, "regions", lambda problems: self._records(files, problems))
 
     def _records(self, files, problems: Problems) -> Iterator[Record]:
-        for _, element in read_members(files, self.name, "regions", {None: ("id", "regions")}, REGIONS):
+        wanted: Wanted = {None: {"id": ID, "regions": list}}
+        for _, element in read_members(files, self.name, "regions", wanted, REGIONS):
             number = element["id"]
-            phrases = [region.get("phrase") for region in element["regions"]]
+            phrases = [region.get("phrase") for region in element["regions"] if isinstance(region, dict)]
             if texts := tuple(phrase.strip() for phrase in phrases if isinstance(phrase, str) and phrase.strip()):
                 yield Record(str(number), (f"{number}.jpg",), texts, {"image_id": number})
 
@@ -80,8 +81,12 @@ class VisualGenomeQuestions:
         return open_annotated(self, files, "questions", lambda problems: self._records(files, problems))
 
     def _records(self, files, problems: Problems) -> Iterator[Record]:
-        for _, element in read_members(files, self.name, "questions", {None: ("id", "qas")}, GENOME_QUESTIONS):
+        wanted: Wanted = {None: {"id": ID, "qas": list}}
+        for _, element in read_members(files, self.name, "questions", wanted, GENOME_QUESTIONS):
             for qa in element["qas"]:
+                if not isinstance(qa, dict) or "qa_id" not in qa:
+                    problems.add("questions", "pictures with a question that has no `qa_id`", element["id"])
+                    continue
                 number, image_id = qa["qa_id"], element["id"]
                 question, answer = (str(qa.get(name) or "").strip() for name in ("question", "answer"))
                 if question and answer:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlmax.data.sources.annotated import (
+    ID,
     AnnotatedReader,
     Problems,
     Record,
@@ -29,8 +30,8 @@ from vlmax.data.sources.annotated import (
 from vlmax.data.sources.annotation_forms import ANSWERS, QUESTIONS
 from vlmax.data.sources.files import find, wrong
 
-ASKED: Wanted = {"questions": ("question_id", "image_id", "question")}
-ANSWERED: Wanted = {"annotations": ("question_id", "image_id", "answers")}
+ASKED: Wanted = {"questions": {"question_id": ID, "image_id": ID, "question": object}}
+ANSWERED: Wanted = {"annotations": {"question_id": ID, "image_id": ID, "answers": list}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,9 +32,7 @@ class Bleu:
         return bleu(captions.tokens, captions.reference_tokens)
 
 
-def bleu(
-    written: Sequence[str], references: Sequence[Sequence[str]], order: int = 4
-) -> dict[str, Scored]:
+def bleu(written: Sequence[str], references: Sequence[Sequence[str]], order: int = 4) -> dict[str, Scored]:
     """Scores of tokenized texts, `bleu_1` to `bleu_<order>`.
 
     Args:

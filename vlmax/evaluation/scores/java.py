@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -43,41 +44,53 @@ class Meteor:
     def of_tokens(self, written: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
         """The score of tokenized texts."""
         jar = Path(self.jar).resolve()
-        command = ["java", f"-Xmx{self.memory}", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-        with (
-            tempfile.TemporaryFile() as said,
-            subprocess.Popen(
-                command, cwd=jar.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
-            ) as program,
-        ):
-            assert program.stdin is not None and program.stdout is not None
-
-            def answer() -> str:
-                assert program.stdout is not None
-                line = program.stdout.readline().strip()
-                if not line:
-                    program.kill()
-                    said.seek(0)
-                    raise RunFailed(f"scoring with METEOR: {jar} gave no answer; it said: {said.read()[-500:]!r}")
-                return line
-
-            def tell(*parts: str) -> None:
-                assert program.stdin is not None
-                try:
-                    program.stdin.write(" ||| ".join(parts) + "\n")
-                    program.stdin.flush()
-                except BrokenPipeError:
-                    answer()
-
+        command = ["java", f"-Xmx{self.memory}", "-Dfile.encoding=UTF-8", "-jar", str(jar)]
+        with _dialogue([*command, "-", "-", "-stdio", "-l", "en", "-norm"], jar.parent) as program:
             statistics = []
             for text, texts in zip(written, references, strict=True):
-                tell("SCORE", *texts, text.replace("|||", "").replace("  ", " "))
-                statistics.append(answer())
-            tell("EVAL", *statistics)
-            each = np.array([float(answer()) for _ in statistics])
-            whole = float(answer())
-            program.stdin.close()
-        return Scored(whole, each)
+                program.tell("SCORE", *texts, text.replace("|||", "").replace("  ", " "))
+                statistics.append(program.answer())
+            program.tell("EVAL", *statistics)
+            each = np.array([float(program.answer()) for _ in statistics])
+            return Scored(float(program.answer()), each)
+
+
+@contextlib.contextmanager
+def _dialogue(command: Sequence[str], folder: Path) -> Iterator[_Dialogue]:
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryFile() as said:
+        program = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=said, encoding="utf-8")
+        try:
+            yield _Dialogue(program, said)
+        finally:
+            program.kill()
+            program.communicate()
+
+
+class _Dialogue(NamedTuple):
+    """A program that is told lines of parts and answers in lines."""
+
+    program: subprocess.Popen[str]
+    said: IO[bytes]
+
+    def tell(self, *parts: str) -> None:
+        """Writes a line; whether it was read, the answer to it says."""
+        assert self.program.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.program.stdin.write(" ||| ".join(parts) + "\n")
+            self.program.stdin.flush()
+
+    def answer(self) -> str:
+        """The next line; raises `RunFailed` where none comes, with what the program said of it."""
+        assert self.program.stdout is not None
+        line = self.program.stdout.readline().strip()
+        if not line:
+            self.program.kill()
+            self.program.wait()
+            self.said.seek(0)
+            words = self.said.read()[-500:].decode(errors="replace")
+            raise RunFailed(f"scoring with METEOR: {self.program.args} gave no answer; it said: {words!r}")
+        return line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +132,8 @@ class Spice:
             run = subprocess.run(command, cwd=jar.parent, capture_output=True, text=True, check=False)
             if run.returncode or not found.exists():
                 raise RunFailed(f"scoring with SPICE: {jar} failed ({run.returncode}); it said: {run.stderr[-500:]!r}")
-            scores = {entry["image_id"]: entry["scores"]["All"]["f"] for entry in json.loads(found.read_text())}
+            told = json.loads(found.read_text(encoding="utf-8"))
+        scores = {entry["image_id"]: entry["scores"]["All"]["f"] for entry in told}
         each = np.array([float(np.nan if scores[i] is None else scores[i]) for i in range(len(entries))])
         return {"spice": Scored(float(each.mean()), each)}
 

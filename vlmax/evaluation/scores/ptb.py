@@ -40,9 +40,9 @@ _TITLES = """mr mrs ms drs? profs? sens? reps? attys? lt col gen messrs govs? ad
     lieut hon brig cmdr pfc spc supts? det mt ft adj adv asst assoc ens insp mlle mme msgr sfc"""
 _PLACES = "invt elec natl m[ft]g dept blvd rd exhs? wm jos cie"
 _BEFORE_NUMBERS = "ca figs? prop nos? sect? arts? pp op approx"
-_BEGIN_SENTENCES = """A About After All Also Although An Another As At Before Both But By During Each Following For From
-    He Her Here His How However If In It Its Many More Most Now On Once One Other Our She Since So Some Such That The
-    Their Then There These They This Two Under Upon We When While What Who Why Yet You"""
+_BEGIN_SENTENCES = r"""A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
+    More Mr\. Ms\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When
+    While Yet You"""
 
 
 def _any(*words: str) -> str:

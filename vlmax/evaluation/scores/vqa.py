@@ -1,9 +1,11 @@
 """Answers to questions: VQA accuracy by the official evaluation's rules (Antol et al. 2015, section 4), exact matches.
 
-The rules are those of the code that scores VQA v1, VQAv2 and OK-VQA (GT-Vision-Lab/VQA, vqaEval.py), quirks included:
+The rules are those of the code that scores VQA v1, VQAv2 and OK-VQA (GT-Vision-Lab/VQA, vqaEval.py of March 2021),
+quirks included. Until then it cleaned every answer of a model, and people's of punctuation alone, as copies of it still
+do (LAVIS's among them); a score may differ by that.
 
-* What people answered is cleaned of punctuation alone, and only where the ten are not all alike; its case, articles and
-  numbers stay, so that nothing that is cleaned can equal `Two` or `a dog`.
+* Answers are cleaned, the model's and people's, only where the ten people's are not all alike. Where all said `yes`,
+  `Yes` is wrong.
 * A mark of punctuation is taken out where somewhere in the answer it stands beside a space, or where a comma stands
   between digits; else a space takes its place.
 * A full stop goes unless a digit follows; the pattern's look at what stands before does nothing. Of one answer 32 go at
@@ -13,6 +15,7 @@ The rules are those of the code that scores VQA v1, VQAv2 and OK-VQA (GT-Vision-
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -23,8 +26,8 @@ from jaxtyping import Float
 from vlmax.errors import InputError
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
-NUMBERS["none"] = "0"
+_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_TO_TEN)}
 ARTICLES = ("a", "an", "the")
 SHORT_FORMS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
@@ -34,12 +37,12 @@ SHORT_FORMS = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 
 
 def _contractions() -> dict[str, str]:
     """Each short form by what is left of it when one of its apostrophes is forgotten, and the official table's slip."""
-    places = ((form, i) for form in SHORT_FORMS for i, letter in enumerate(form) if letter == "'")
+    places = ((form, i) for form in SHORT_FORMS.split() for i, letter in enumerate(form) if letter == "'")
     return {form[:i] + form[i + 1 :]: form for form, i in places} | {"somebody'd": "somebodyd"}
 
 
@@ -112,16 +115,21 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
             f"VQA accuracy: a question has {len(people)} answers, and each is scored by the others, ten officially; "
             "where there is one right answer, as in GQA, take ExactMatch in place of VqaAccuracy"
         )
-    answer = cleaned(answer)
+    answer, people = _on_one_line(answer), [_on_one_line(text) for text in people]
     if len(set(people)) > 1:
-        people = [without_punctuation(text) for text in people]
+        answer, people = cleaned(answer), [cleaned(text) for text in people]
     same = [text == answer for text in people]
     return sum(min(1.0, (sum(same) - own) / 3) for own in same) / len(people)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def cleaned(answer: str) -> str:
-    """An answer of a model as it is compared: lower case, no punctuation and articles, digits for numbers up to ten."""
-    return plain_words(without_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()))
+    """An answer as it is compared: lower case, no punctuation and articles, digits for numbers up to ten."""
+    return plain_words(without_punctuation(_on_one_line(answer)))
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def evalai_cleaned(answer: str) -> str:

@@ -115,7 +115,7 @@ class QFormerStack(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention of queries and text, and their feed-forward parts; each is added to the stream, then normalised."""
+    """Self-attention of queries and text, and their feed-forward parts, each added to the stream and normalised."""
 
     config: QFormer
     dtype: DTypeLike

@@ -25,12 +25,18 @@ WEB_SEED = 7  # another world of scenes than the captioner was trained on, and t
 
 
 def main() -> None:
-    """Runs the stages that are missing and prints the figures."""
+    """Runs the stages that are missing and prints the figures; told to leave, it saves and leaves with 75."""
     flags = _flags()
+    from vlmax.errors import exit_codes
     from vlmax.host_memory import keep_freed_memory, only_cpus
 
-    if only_cpus():
-        keep_freed_memory()
+    with exit_codes():
+        if only_cpus():
+            keep_freed_memory()
+        _run(flags)
+
+
+def _run(flags: argparse.Namespace) -> None:
     from vlmax.command_line import load_experiment
     from vlmax.data.sources.shapes_noisy import NoisyShapes
     from vlmax.data.sources.tfds import TFDS
@@ -41,7 +47,7 @@ def main() -> None:
     web = NoisyShapes(dataclasses.replace(clean, count=flags.records, seed=WEB_SEED), flags.wrong)
     if flags.base is None:
         train(base, flags.workdir / "base")
-    _bootstrap(flags, web)
+    _bootstrap(flags, web, base)
     found: dict[str, Any] = _texts(flags, web)
     kept = TFDS(str(flags.workdir / "set"), fields=("group",), name="bootstrapped")
     for name, source in {"noisy": web, "bootstrapped": kept}.items():
@@ -64,11 +70,13 @@ def _flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _bootstrap(flags: argparse.Namespace, web: Any) -> None:
+def _bootstrap(flags: argparse.Namespace, web: Any, base: Any) -> None:
     from vlmax.bootstrap import Command, run
     from vlmax.bootstrapping.judging import NUCLEUS
     from vlmax.data.sources.options import Options
+    from vlmax.evaluation.captioning import Captioning
 
+    longest = next(e.settings.max_new_tokens for e in base.evaluations if isinstance(e, Captioning))
     both = flags.workdir / "base" if flags.base is None else flags.base
     run(
         Command(
@@ -83,7 +91,7 @@ def _bootstrap(flags: argparse.Namespace, web: Any) -> None:
             batch_size=flags.batch_size,
             shard_records=2048,
             workers=0,
-            settings=dataclasses.replace(NUCLEUS, min_new_tokens=0, max_new_tokens=24),
+            settings=dataclasses.replace(NUCLEUS, min_new_tokens=0, max_new_tokens=longest),
         ),
         web,
     )

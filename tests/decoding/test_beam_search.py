@@ -163,8 +163,8 @@ def test_the_cache_is_reordered_within_each_prompt_and_device():
 
 def test_few_programs_are_compiled():
     model, params, _ = built("llama")
-    beam_search.finish_search.clear_cache()
+    beam_search.finish_search.compiled.clear_cache()
     for length, new, power in ((1, 3, 1.0), (9, 5, 0.5), (15, 9, 2.0)):
         settings = Generation(max_new_tokens=new, beams=2, length_penalty=power)
         assert len(generate(model, params, [[1] * length], settings).tokens[0]) == new
-    assert beam_search.finish_search._cache_size() == 1
+    assert beam_search.finish_search.compiled._cache_size() == 1

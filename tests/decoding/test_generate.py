@@ -133,12 +133,12 @@ def test_draws_stay_among_the_likeliest_and_depend_on_the_seed():
 def test_few_programs_are_compiled():
     model, params, _ = built("llama")
     loop.begin.clear_cache()
-    loop.go_on.clear_cache()
+    loop.go_on.compiled.clear_cache()
     for length, new in ((1, 3), (16, 3), (9, 17), (17, 2), (24, 9), (20, 9)):
         found = generate(model, params, [PROMPTS[2][:1] * length], Generation(max_new_tokens=new)).tokens
         assert len(found[0]) == new
     assert loop.begin._cache_size() == 3  # prompts of 16 with a cache of 24 or 32, of 24 with one of 32
-    assert loop.go_on._cache_size() == 2  # caches of 24 and 32
+    assert loop.go_on.compiled._cache_size() == 2  # caches of 24 and 32
 
 
 @pytest.mark.parametrize("layout", [lambda params: params, layer_by_layer])

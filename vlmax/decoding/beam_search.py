@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vlmax.decoding.compiled import TokenLoop
 from vlmax.decoding.prompts import Prompt
 from vlmax.decoding.readers import Reader
 from vlmax.decoding.sampling import Knobs, Plan, Seen, allowed, seen_in, with_token
@@ -144,7 +145,7 @@ def begin_search(reader: Reader, plan: BeamPlan, slots: int, params: Any, prompt
     return advanced(search, jnp.repeat(logits, beams, axis=0), plan, settled)
 
 
-@functools.partial(jax.jit, static_argnames=("reader", "plan"), donate_argnames="search")
+@functools.partial(TokenLoop, static=("reader", "plan"), used_up="search")
 def finish_search(reader: Reader, plan: BeamPlan, params: Any, search: Search, settled: Settled) -> Search:
     """Goes on until nothing better can be found; a prompt's best text is its first finished one. Uses up `search`."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlmax.decoding.compiled import TokenLoop
 from vlmax.decoding.prompts import Prompt
 from vlmax.decoding.readers import Reader
 from vlmax.decoding.sampling import Knobs, Plan, Seen, allowed, choose, seen_in, with_token
@@ -61,7 +62,7 @@ def begin(
     return with_next(texts, logits, plan, knobs, stops)
 
 
-@functools.partial(jax.jit, static_argnames=("reader", "plan"), donate_argnames="texts")
+@functools.partial(TokenLoop, static=("reader", "plan"), used_up="texts")
 def go_on(
     reader: Reader,
     plan: Plan,

@@ -61,7 +61,6 @@ def test_the_tiny_variant_is_ready_to_run(name):
     assert type(system) is type(full)
     if hasattr(system, "alignment"):
         assert system.alignment.queue % experiment.data.batch_size == 0
-        assert system.alignment.floor == full.alignment.floor
     for evaluation in experiment.evaluations:
         evaluation.check(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
 
@@ -85,7 +84,8 @@ def test_a_few_steps_of_the_tiny_variant_teach_it_something(name, tmp_path):
     experiment = load_experiment(f"{FILES[name]}:tiny")
     short = tuple(dataclasses.replace(e, limit=32, batch_size=32) for e in experiment.evaluations)
     data = dataclasses.replace(experiment.data, batch_size=32)
-    experiment = dataclasses.replace(experiment, steps=60, data=data, evaluations=short)
+    # The fine-tunings begin with the tiny pretraining, which is not there.
+    experiment = dataclasses.replace(experiment, steps=60, data=data, evaluations=short, init=())
     scores = train(experiment, tmp_path / "run")
     assert all(math.isfinite(score) for score in scores.values())
     counts = ("images", "texts", "questions", "pairs")

@@ -14,6 +14,7 @@ import torch
 from tests.parity.blip import (
     FORMER,
     LANGUAGE,
+    TIED,
     TOKENS,
     VISION,
     close_rows,
@@ -23,6 +24,7 @@ from tests.parity.blip import (
     prompted,
     texts,
     until,
+    untied,
     written,
     written_anew,
 )
@@ -85,9 +87,8 @@ def test_second_stage_with_a_decoder(kind, shape, tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_second_stage_with_t5(shape, tmp_path):
-    model = randomise(transformers().Blip2ForConditionalGeneration(configured("t5", shape)))
-    but = "tie"  # of T5's two tables of the vocabulary, of its own folder too
-    system, variables = there_and_back(model, tmp_path, but=but)
+    model = untied(randomise(transformers().Blip2ForConditionalGeneration(configured("t5", shape))))
+    system, variables = there_and_back(model, tmp_path, but=TIED)
     pixels, theirs = pictures(model.config.vision_config.image_size)
     tokens, valid = texts(IMAGE, (7, 4, 6))
     target = torch.randint(5, IMAGE, (3, 5), generator=torch.Generator().manual_seed(3))

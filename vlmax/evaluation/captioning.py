@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -98,14 +99,12 @@ class Captioning:
 
 
 def _references(noted: list[dict[str, Any]], where: str) -> dict[Any, list[str]]:
-    references = {note["image_id"]: note["texts"] for note in noted}
-    if len(references) < len(noted):
-        seen: set[Any] = set()
-        twice = next(n["image_id"] for n in noted if n["image_id"] in seen or seen.add(n["image_id"]))
+    (image, times), *_ = collections.Counter(note["image_id"] for note in noted).most_common(1)
+    if times > 1:
         raise InputError(
-            f"{where}: its source has image {twice!r} more than once; a picture must come once, with all its captions"
+            f"{where}: its source has image {image!r} more than once; a picture must come once, with all its captions"
         )
-    return references
+    return {note["image_id"]: note["texts"] for note in noted}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from vlmax.data.example import BadRecord, Example, Source
 
@@ -16,7 +17,7 @@ ID = "image_id"
 """The field that names an image, as COCO's results do; where an example has none, its key does."""
 
 
-def notes(source: Source, places: Sequence[int], take: Callable[[Example], Any]) -> list[Any]:
+def notes(source: Source, places: Int[np.ndarray, " n"], take: Callable[[Example], Any]) -> list[Any]:
     """What `take` gives of the examples at these places, in their order.
 
     With several processes each reads a share of them, and all call this together.

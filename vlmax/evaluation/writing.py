@@ -34,7 +34,8 @@ class Writer:
 
     def __init__(self, system: Writes, params: Params, carried: Carried):
         self.module, self.params = system.decoder_module(), system.decoder_params(params)
-        self._prompted = functools.partial(_prompted(system), params, carried)
+        # Systems are frozen dataclasses, which have a hash.
+        self._prompted = functools.partial(_prompted(system), params, carried)  # type: ignore[arg-type]
 
     @property
     def vocab(self) -> int:

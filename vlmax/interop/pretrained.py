@@ -36,7 +36,7 @@ class Pretrained:
     compute the same, so that no weight runs under another activation or with other heads in silence; exceptions are
     named by patterns, each of which must hit. Adapters (LoRA) that the checkpoint does not have begin anew.
 
-    A Q-Former begins as BERT, its queries with copies of the feed-forward parts; the second stage leaves out that of texts:
+    A Q-Former begins as BERT, its queries with copies of the feed-forward parts; the second stage has no text branch:
 
         Pretrained(
             "data/bert-base-uncased",

@@ -28,15 +28,14 @@ from vlmax.errors import InputError
 SCHEMA = pa.schema([("record", pa.large_string())])
 SECOND = "second_image"
 """The field with the bytes of the second picture, of records that have two."""
-_PART = 4096  # records
-_SHOWN = 5  # of each problem
-
 ID = (int, str)
 """What an id may be."""
 EVERY = ""
 """In `Wanted`: every member."""
 Needs = Mapping[str, type | tuple[type, ...]]
 Wanted = Mapping[str | None, Needs]
+_PART = 4096  # records
+_SHOWN = 5  # of each problem
 
 
 class Annotated(Protocol):

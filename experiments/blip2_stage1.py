@@ -10,9 +10,10 @@ flips, 32 tokens of text, label smoothing 0.1, dropout 0.1, no decay on biases a
 
 What it reads: `data/blip2/*`, shards of image-text pairs. The paper's are 129 million: COCO, Visual Genome, CC3M,
 CC12M, SBU and 115 million of LAION, with the two best of ten captions by BLIP of each web picture (of which a step
-draws one); they are not published, and `python -m vlmax.bootstrap` makes their like. `data/bert-base-uncased` is Hugging Face's
-folder. The image encoder comes from `data/blip2-opt-2.7b`, Hugging Face's folder of Salesforce/blip2-opt-2.7b, which
-holds EVA's ViT-g as all of BLIP-2 reads it, and for ViT-L from `data/clip-vit-large-patch14`.
+draws one); they are not published, and `python -m vlmax.bootstrap` makes their like. `data/bert-base-uncased` is
+Hugging Face's folder. The image encoder comes from `data/blip2-opt-2.7b`, Hugging Face's folder of
+Salesforce/blip2-opt-2.7b, which holds EVA's ViT-g as all of BLIP-2 reads it, and for ViT-L from
+`data/clip-vit-large-patch14`.
 
 | variant | hardware and time, as published | zero-shot Flickr30k, TR / IR R@1 (paper, table 5) |
 |---|---|---|

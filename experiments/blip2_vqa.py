@@ -164,9 +164,7 @@ def tiny(size: int = 48) -> Experiment:
         ),
         data=Data(
             sources=(Weighted(ShapesQuestions(scenes)),),
-            preprocess=ImagePrompt(
-                image, tokenizer, length=32, asks=AnswerTo(prompt), instruction=asked
-            ),
+            preprocess=ImagePrompt(image, tokenizer, length=32, asks=AnswerTo(prompt), instruction=asked),
             batch_size=64,
         ),
         optimizer=Optimizer(AdamW(weight_decay=0.05), Cosine(peak=3e-4, warmup_steps=20), clip_norm=1.0),

@@ -95,10 +95,10 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def begun(run: str) -> tuple[Pretrained, ...]:
+def begun(run: str, resize: tuple[str, ...] = ("positions/embedding",)) -> tuple[Pretrained, ...]:
     """Image encoder and decoder as they were pretrained, what the decoder had for itself and what it shared."""
     return (
-        Pretrained(run, "image", take="image", resize=("positions/embedding",)),
+        Pretrained(run, "image", take="image", resize=resize),
         Pretrained(
             run,
             "decoder",
@@ -122,7 +122,17 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_caption",
         system=BLIPCaption(
             model=MED(
-                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                image=blip_vit_b16(
+                    image=size,
+                    patch=8,
+                    width=128,
+                    depth=3,
+                    heads=4,
+                    mlp=512,
+                    positions="sincos2d",
+                    init="clip",
+                    unroll=3,
+                ),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,
@@ -140,7 +150,7 @@ def tiny(size: int = 64) -> Experiment:
             AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05), Cosine(peak=3e-4, warmup_steps=20), clip_norm=1.0
         ),
         steps=300,
-        init=begun("runs/blip_tiny_pretrain"),
+        init=begun("runs/blip_tiny_pretrain", resize=()),
         evaluation_image=image,
         evaluations=(
             Captioning(

@@ -95,9 +95,7 @@ def get_config(variant: str = "base") -> Experiment:
         ),
         evaluation_image=ImageTransform(Squash(384)),
         evaluations=(
-            Reranking(
-                Cleaned(Karpathy(annotations, pictures, ("test",), name="test")), k_test=128 if flickr else 256
-            ),
+            Reranking(Cleaned(Karpathy(annotations, pictures, ("test",), name="test")), k_test=128 if flickr else 256),
         ),
         evaluate_every=epoch,
         checkpoints=Checkpoints(every_steps=500, keep_every=epoch),
@@ -112,7 +110,17 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_retrieval",
         system=BLIPRetrieval(
             model=MED(
-                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                image=blip_vit_b16(
+                    image=size,
+                    patch=8,
+                    width=128,
+                    depth=3,
+                    heads=4,
+                    mlp=512,
+                    positions="sincos2d",
+                    init="clip",
+                    unroll=3,
+                ),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,

@@ -134,7 +134,17 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_pretrain",
         system=BLIP(
             model=MED(
-                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                image=blip_vit_b16(
+                    image=size,
+                    patch=8,
+                    width=128,
+                    depth=3,
+                    heads=4,
+                    mlp=512,
+                    positions="sincos2d",  # learned ones are small beside the pixels for hundreds of steps
+                    init="clip",
+                    unroll=3,
+                ),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,

@@ -93,11 +93,11 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def begun(run: str) -> tuple[Pretrained, ...]:
+def begun(run: str, resize: tuple[str, ...] = ("positions/embedding",)) -> tuple[Pretrained, ...]:
     """Encoders and decoder as they were pretrained; from here on the decoder shares nothing."""
     elsewhere = "(image|image_projection|text_projection|matching|objective)/.*"
     return (
-        Pretrained(run, "image", take="image", resize=("positions/embedding",)),
+        Pretrained(run, "image", take="image", resize=resize),
         Pretrained(run, "text", take="text"),
         Pretrained(
             run,
@@ -112,7 +112,7 @@ def begun(run: str) -> tuple[Pretrained, ...]:
 
 
 def tiny(size: int = 64) -> Experiment:
-    """The same code on `shapes`, from the tiny pretraining; answers are written, and chosen among all that there are."""
+    """The same code on `shapes`, from the tiny pretraining; answers are written, and chosen among all there are."""
     train, image = ShapesQuestions(Shapes("train", size=size, kinds=KINDS)), ImageTransform(Squash(size))
     tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))
     prompting = Prompting(tokenizer, begin="[ENC]", closed=True)
@@ -125,7 +125,17 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_vqa",
         system=BLIPVQA(
             model=MED(
-                image=blip_vit_b16(image=size, patch=8, width=128, depth=3, heads=4, mlp=512, init="clip", unroll=3),
+                image=blip_vit_b16(
+                    image=size,
+                    patch=8,
+                    width=128,
+                    depth=3,
+                    heads=4,
+                    mlp=512,
+                    positions="sincos2d",
+                    init="clip",
+                    unroll=3,
+                ),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,
@@ -145,7 +155,7 @@ def tiny(size: int = 64) -> Experiment:
             AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05), Cosine(peak=5e-4, warmup_steps=50), clip_norm=1.0
         ),
         steps=1000,
-        init=begun("runs/blip_tiny_pretrain"),
+        init=begun("runs/blip_tiny_pretrain", resize=()),
         evaluation_image=image,
         evaluations=(
             QuestionAnswering(

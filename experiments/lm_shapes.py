@@ -23,7 +23,7 @@ Nothing is downloaded: texts are made from their index, and the tokenizer is tra
 import dataclasses
 
 from vlmax.data.pipeline import Data, Weighted
-from vlmax.data.sources.shapes_documents import ShapesText
+from vlmax.data.sources.shapes_documents import Form, ShapesText
 from vlmax.data.texts import PackedPairs, PackedText
 from vlmax.data.tokenizers import TrainedBpe
 from vlmax.evaluation.perplexity import Perplexity
@@ -39,6 +39,7 @@ VARIANTS = ("base", "llama", "opt", "t5")
 VOCAB = 512
 LENGTH = 256  # tokens of a row
 TOKENIZER = TrainedBpe(ShapesText("train"), vocab_size=VOCAB)
+FORMS: tuple[Form, ...] = ("caption", "captions", "captions", "question", "conversation")
 SIZES = {"width": 128, "heads": 4, "vocab": VOCAB}
 
 
@@ -58,7 +59,7 @@ def get_config(variant: str = "base") -> Experiment:
     return Experiment(
         name=f"lm_shapes_{'llama' if variant == 'base' else variant}",
         system=LanguageModel(text, chunk=2048, dtype="float32"),
-        data=Data(sources=(Weighted(ShapesText("train")),), preprocess=preprocess, batch_size=16),
+        data=Data(sources=(Weighted(ShapesText("train", forms=FORMS)),), preprocess=preprocess, batch_size=16),
         optimizer=Optimizer(
             AdamW(b1=0.9, b2=0.95, weight_decay=0.1),
             Cosine(peak=2e-3, warmup_steps=50, end=2e-4),

@@ -18,7 +18,9 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m vlmax.convert", description=__doc__.split("\n")[0], allow_abbrev=False
     )
-    flags.add_argument("--from", dest="source", required=True, metavar="PATH", help="a folder, or a file of CLIP's or BLIP's authors")
+    flags.add_argument(
+        "--from", dest="source", required=True, metavar="PATH", help="a folder, or a file of CLIP's or BLIP's authors"
+    )
     flags.add_argument("--to", required=True, type=Path, metavar="DIR", help="a folder that is not there yet")
     flags.add_argument(
         "--format", default="vlmax", help="vlmax (the default), huggingface, or the name of a layout such as open_clip"

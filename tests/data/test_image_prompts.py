@@ -170,7 +170,7 @@ def test_records_without_text_or_picture_are_damaged():
 def test_settings_that_make_no_sense_are_refused_by_name():
     with pytest.raises(InputError, match=r"data.preprocess.asks.prompt is 'a'; it must have one \{\}"):
         AnswerTo("a")
-    with pytest.raises(InputError, match="fields question and answers, and the record has .none."):
+    with pytest.raises(InputError, match=r"fields question and answers, and the record has .none."):
         ImagePrompt(IMAGE, Letters(), 8, AnswerTo())(CAPTION, rng())
     with pytest.raises(InputError, match="length is 1"):
         ImagePrompt(IMAGE, Letters(), 1).features()

@@ -1,4 +1,4 @@
-"""BLIP's pretraining on other meshes, on two processes, and resumed: momentum, queues and ramp as if nothing happened."""
+"""BLIP's pretraining on other meshes, on two processes, and resumed: momentum, queues and ramp go on alike."""
 
 from __future__ import annotations
 

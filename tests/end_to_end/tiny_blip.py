@@ -1,6 +1,8 @@
-"""The smallest BLIP that pretrains from end to end, on `shapes`; sizes divide as those of tiny_clip.py.
+"""The smallest BLIP that pretrains from end to end, on `shapes`: what the end-to-end tests start as real processes.
 
     python -m vlmax.train --config tests/end_to_end/tiny_blip.py --workdir DIR
+
+Sizes divide as those of tiny_clip.py.
 """
 
 from __future__ import annotations

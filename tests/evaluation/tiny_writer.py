@@ -22,6 +22,7 @@ from vlmax.evaluation.writing import Writer
 from vlmax.models.decoders.bert import BERT
 from vlmax.models.decoders.opt import OPT
 from vlmax.models.decoders.t5 import T5
+from vlmax.sharding.rules import unboxed
 from vlmax.systems.system import Prompted
 
 V, WIDTH, IMAGE_TOKENS = 30, 24, 4
@@ -65,7 +66,7 @@ def weights(family: str, seed: int = 1):
         "opt": lambda: init(tokens),
         "t5": lambda: init(tokens, tokens),
     }
-    shapes = nn.unbox(jax.eval_shape(given[family]))["params"]
+    shapes = unboxed(jax.eval_shape(given[family]))["params"]
     rng = np.random.default_rng(seed)
 
     def value(path, shape):

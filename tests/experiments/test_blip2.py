@@ -1,4 +1,4 @@
-"""BLIP-2's experiments: sizes against the published ones, stages that fit each other, tiny ones that are ready to run."""
+"""BLIP-2's experiments: sizes against the published ones, stages that fit each other, tiny ones ready to run."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_the_tiny_variant_is_ready_to_run(name):
     found = shapes(experiment)
     assert trained(experiment, found) < 5
     full = load(name, "base")
-    assert type(experiment.system) is type(full.system) and type(experiment.data.preprocess) is type(full.data.preprocess)
+    assert type(experiment.system) is type(full.system)
+    assert type(experiment.data.preprocess) is type(full.data.preprocess)
     assert experiment.system.locked() == full.system.locked()
 
 

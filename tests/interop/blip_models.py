@@ -44,9 +44,7 @@ IMAGE = ViT(
 TEXT = BERT(width=16, depth=2, heads=4, mlp=28, vocab=26, context=50, token_types=0)
 MODEL = MED(IMAGE, TEXT, decode=24, encode=25)
 FROZEN = dataclasses.replace(IMAGE, final_norm=False)
-FORMER = QFormer(
-    width=16, depth=4, heads=4, mlp=28, queries=3, cross_width=20, cross_norm=1e-6, vocab=31, context=20
-)
+FORMER = QFormer(width=16, depth=4, heads=4, mlp=28, queries=3, cross_width=20, cross_norm=1e-6, vocab=31, context=20)
 ALIGNMENT: dict[str, Any] = {"embed": 12}
 LEAN = dataclasses.replace(FORMER, text=False, predicts=False, vocab=30_522, context=512)
 ROOM = LANGUAGE["context"] - FORMER.queries

@@ -117,7 +117,7 @@ def test_a_tokenizer_of_another_model_is_refused(captioner):
 
 
 def test_the_token_of_an_image(tmp_path):
-    """transformers puts it after the tokenizer's, and needs a row for it."""
+    """It comes after the tokenizer's in transformers, and needs a row."""
     files = tmp_path / "files"
     files.mkdir()
     size = train_bpe(["a red circle"], 280, files / "tokenizer.json").open().vocab_size

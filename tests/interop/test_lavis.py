@@ -92,7 +92,7 @@ def test_blip_out_to_hugging_face(tmp_path):
     opened = open_model(tmp_path / "out")
     assert opened.config == config
     same(opened.arrays(), held)
-    with pytest.raises(InputError, match="reads that layout and does not write it|there is no format"):
+    with pytest.raises(InputError, match="there is no format 'blip_pth'"):
         list(convert(tmp_path / "out", tmp_path / "again", "blip_pth"))
 
 
@@ -193,7 +193,7 @@ def test_a_file_of_another_stage(tmp_path):
             lambda found: {n: a for n, a in found.items() if n != "ln_vision.bias"},
             "ln_vision.bias.*is not there",
         ),
-        (lambda found: {"weight": np.zeros(2, np.float32)}, "its tensors do not say what they need"),
+        (lambda found: {"weight": np.zeros(2, np.float32)}, "its tensors do not say what model they are"),
     ],
 )
 def test_files_that_are_something_else(change, message, tmp_path):
@@ -206,5 +206,5 @@ def test_files_that_are_something_else(change, message, tmp_path):
 def test_blip_without_a_tensor(tmp_path):
     write_pth(tmp_path / "model.pth", BLIPS["caption"], blip_pth.FAMILY)
     rewritten(tmp_path / "model.pth", lambda found: {n: a for n, a in found.items() if "patch_embed" not in n})
-    with pytest.raises(InputError, match="there is no tensor 'visual_encoder.patch_embed.proj.weight'"):
+    with pytest.raises(InputError, match=r"there is no tensor 'visual_encoder\.patch_embed\.proj\.weight'"):
         open_model(tmp_path / "model.pth")

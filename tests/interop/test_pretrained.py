@@ -192,7 +192,7 @@ def test_the_first_layers_of_an_encoder_and_another_size_of_images(tmp_path):
             np.testing.assert_allclose(array, expected, atol=1e-6)
         else:
             np.testing.assert_array_equal(array, arrays[path][: len(array)] if "layers" in path else arrays[path])
-    with pytest.raises(InputError, match="ViT.depth is 2 in the system and 3 in the checkpoint"):
+    with pytest.raises(InputError, match=r"ViT.depth is 2 in the system and 3 in the checkpoint"):
         started(system, dataclasses.replace(init, shorten=()))
 
 

@@ -70,7 +70,7 @@ def test_value_and_gradients_equal_the_dense_form(kind, name, chunk):
     for found, expected in zip(gradients, gradients_wanted, strict=True):
         assert np.linalg.norm(found - expected) <= 2e-5 * np.linalg.norm(expected)
     assert gradients[0].sharding.is_equivalent_to(rows, 2)
-    own, twin, others, queue = features()
+    own, _, others, queue = features()
     logits = own @ np.concatenate([others, queue]).T
     best = np.concatenate([group, queue_group])[logits.argmax(axis=1)]
     assert float(first) == pytest.approx((best == group).mean(), abs=1e-6)
@@ -108,8 +108,9 @@ def test_both_directions_and_their_mean():
 def test_a_temperature_at_its_lowest_gives_numbers():
     group, queue_group = groups("own")
     value, gradient = jax.value_and_grad(
-        lambda x: soft_contrastive(x, *features()[1:], temperature=0.001, alpha=0.4, group=group,
-                                   queue_group=queue_group, axes=(), chunk=16)[0]  # fmt: skip
+        lambda x: soft_contrastive(
+            x, *features()[1:], temperature=0.001, alpha=0.4, group=group, queue_group=queue_group, axes=(), chunk=16
+        )[0]
     )(features()[0])
     assert math.isfinite(value) and np.isfinite(gradient).all()
 
@@ -143,4 +144,6 @@ def test_averages_and_ramps():
 def test_a_chunk_must_hold_something():
     group, queue_group = groups("own")
     with pytest.raises(ValueError, match="chunk is 0; it must be at least 1"):
-        soft_contrastive(*features(), temperature=0.1, alpha=0.4, group=group, queue_group=queue_group, axes=(), chunk=0)
+        soft_contrastive(
+            *features(), temperature=0.1, alpha=0.4, group=group, queue_group=queue_group, axes=(), chunk=0
+        )

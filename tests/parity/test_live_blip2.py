@@ -23,8 +23,8 @@ from tests.parity.blip import (
     pictures,
     prompted,
     texts,
-    until,
     untied,
+    until,
     written,
     written_anew,
 )

@@ -20,8 +20,8 @@ from tests.parity.blip import (
     logits,
     pictures,
     texts,
-    until,
     untied,
+    until,
     written,
     written_anew,
 )

@@ -303,7 +303,7 @@ def test_frozen_parts_are_bit_equal_after_training_and_have_no_state(name):
 
 def test_frozen_parts_are_stored_small():
     low = tiny_blip2.experiment(SYSTEMS["opt"], frozen_dtype="bfloat16")
-    losses, before, state = on_devices(low, ONE, train)
+    losses, _, state = on_devices(low, ONE, train)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"float32"}
     np.testing.assert_allclose(losses, one_device("opt")[0], rtol=0.02)

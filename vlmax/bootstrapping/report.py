@@ -26,8 +26,8 @@ _PIXELS = 192  # of the longer side of a picture on the page
 _STYLE = (
     "body{font:15px sans-serif;margin:2em;max-width:75em}table{border-collapse:collapse}td,th{padding:.2em .8em;"
     "text-align:right}th:first-child,td:first-child{text-align:left}.pictures{display:flex;flex-wrap:wrap;gap:1em}"
-    "figure{margin:0;width:15em}img{max-width:12em;image-rendering:auto}p{margin:.2em 0}.dropped{color:#a00;"
-    "text-decoration:line-through}.bar{display:inline-block;background:#48c;height:.7em}small{color:#666}"
+    "figure{margin:0;width:15em}img{max-width:12em;image-rendering:auto}p{margin:.2em 0}.dropped{color:#a00}"
+    ".bar{display:inline-block;background:#48c;height:.7em}small{color:#666}"
 )
 
 
@@ -176,7 +176,7 @@ def _figure(record: dict[str, Any], reader: Reader) -> str:
 def _line(text: dict[str, Any]) -> str:
     score = "" if text["score"] is None else f", {text['score']:.3f}"
     kept = "kept" if text["kept"] else "dropped"
-    return f"<p class={kept}>{html.escape(text['text'])} <small>{text['from']}{score}</small></p>"
+    return f"<p class={kept}>{html.escape(text['text'])} <small>{text['from']}{score}, {kept}</small></p>"
 
 
 def _jpeg(pixels: np.ndarray) -> str:

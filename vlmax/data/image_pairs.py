@@ -50,7 +50,7 @@ class ImagePairs:
         if label not in (0, 1) or not isinstance(second, bytes | np.ndarray):
             raise InputError(
                 f"reading record {example.key!r}: data.preprocess reads the fields second_image and label (0 or 1), "
-                f"and the record has {', '.join(sorted(example.fields)) or '(none)'}; take a source of pairs, such as NLVR2"
+                f"and the record has {', '.join(sorted(example.fields)) or '(none)'}; take a source of pairs, as NLVR2"
             )
         if not example.texts or not example.texts[0].strip():
             raise BadRecord("no statement")

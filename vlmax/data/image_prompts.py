@@ -211,7 +211,7 @@ class ImagePair:
         if self.pairs.documents != 1:
             told = f"data.preprocess.pairs.documents is {self.pairs.documents}"
             raise InputError(f"{told}; set it to 1, a picture has one")
-        if self.pairs.learn == "all" and getattr(self.asks, "prompt", ""):
+        if self.pairs.learn == "all" and self.asks.prompt:
             raise InputError(
                 "data.preprocess.pairs.learn is 'all', so that no prompt is read; set learn to 'answer', or "
                 "data.preprocess.asks.prompt to ''"

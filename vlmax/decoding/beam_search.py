@@ -158,7 +158,11 @@ def finish_search(reader: Reader, plan: BeamPlan, params: Any, search: Search, s
         logits, cache = reader.step(params, newest.reshape(-1), search.cache)
         return advanced(search._replace(cache=cache), logits, plan, settled)
 
-    return jax.lax.while_loop(goes_on, step, search)
+    search = jax.lax.while_loop(goes_on, step, search)
+    # Said of the results themselves, too: what is said within a loop need not hold after it.
+    tokens, scores, lengths, taken = search.finished
+    whole = constrain(tokens, None, None, None), constrain(scores, None, None), constrain(lengths, None, None)
+    return search._replace(finished=Finished(*whole, taken))
 
 
 def advanced(search: Search, logits: Float[Array, "rows V"], plan: BeamPlan, settled: Settled) -> Search:

@@ -79,7 +79,10 @@ def go_on(
         logits, cache = reader.step(params, newest, texts.cache)
         return with_next(texts._replace(cache=cache), logits, plan, knobs, stops)
 
-    return jax.lax.while_loop(lambda texts: (texts.count < until) & ~jnp.all(texts.ended), step, texts)
+    texts = jax.lax.while_loop(lambda texts: (texts.count < until) & ~jnp.all(texts.ended), step, texts)
+    # Said of the results themselves, too: what is said within a loop need not hold after it.
+    lengths, ended = constrain(texts.lengths, None), constrain(texts.ended, None)
+    return texts._replace(tokens=constrain(texts.tokens, None, None), lengths=lengths, ended=ended)
 
 
 def with_next(texts: Texts, logits: Float[Array, "B V"], plan: Plan, knobs: Knobs, stops: StopStrings | None) -> Texts:

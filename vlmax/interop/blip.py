@@ -16,6 +16,7 @@ from vlmax.interop import bert, blip_image
 from vlmax.interop.family import IMAGE_FILES, Family, Json, activation, cannot, field, name_of, only
 from vlmax.interop.table import Absent, LeftOut, Row, linear, norm, under
 from vlmax.models.decoders.bert import BERT
+from vlmax.models.encoders.vit import ViT
 from vlmax.systems.blip_alignment import Alignment
 from vlmax.systems.blip_caption import BLIPCaption
 from vlmax.systems.blip_model import DECODE, ENCODE, MED
@@ -158,6 +159,7 @@ def with_pixels(config: Any, normal: Mapping[str, tuple[float, ...]]) -> Any:
 def write_beside(folder: Path, config: Whole, content: Json) -> None:
     """What happens to an image."""
     model = config.model
+    assert isinstance(model.image, ViT)
     blip_image.write_beside(folder, model.image, model.mean, model.std)
 
 

@@ -13,7 +13,6 @@ from vlmax.errors import InputError
 from vlmax.interop import blip_image, llama, opt, qformer, t5
 from vlmax.interop.family import IMAGE_FILES, PROCESSOR, Family, Json, cannot, field, write_json
 from vlmax.interop.table import LeftOut, Row, linear, under
-from vlmax.models.connectors.projection import Projection
 from vlmax.models.connectors.qformer import QFormer
 from vlmax.models.decoders.t5 import T5
 from vlmax.models.encoders.vit import ViT

@@ -115,9 +115,9 @@ def _file(path: Path, tensors: dict[str, Stored], family: str | None) -> Checkpo
         known, read = blip_pth.FAMILY, blip_pth.described
     else:
         raise InputError(
-            f"reading {path}: it has no configuration beside it, and its tensors do not say what they need; give the "
-            "folder with config.json or open_clip_config.json, or say that it is OpenAI's CLIP (--family openai), "
-            "BLIP's (blip_pth) or LAVIS's (lavis)"
+            f"reading {path}: it has no configuration beside it, and its tensors do not say what model they are and "
+            "which activation they need; give the folder with config.json or open_clip_config.json, or say that it is "
+            "OpenAI's CLIP (--family openai), BLIP's (--family blip_pth) or LAVIS's (--family lavis)"
         )
     with _naming(path):
         return Checkpoint(path, known, read(names), tensors)

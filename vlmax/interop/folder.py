@@ -44,8 +44,8 @@ def rows(outline: Outline) -> tuple[Row, ...]:
 
 
 def own_places(outline: Outline, sizes: Mapping[str, int]) -> list[Place]:
-    """Where every array lies in the folder's files."""
-    return places(rows(outline), outline.shapes(), {"V": sizes["V"]} if "V" in sizes else {})
+    """Where every array lies in the folder's files; of two vocabularies (V and U) what pads them is stored, too."""
+    return places(rows(outline), outline.shapes(), {"V": sizes["V"]} if "V" in sizes and "U" not in sizes else {})
 
 
 def save(path: Path, config: Any, outline: Outline, sizes: Mapping[str, int], arrays: Mapping[str, Array]) -> None:

@@ -65,7 +65,8 @@ def fresh(config: Any, family: Family, key: Array) -> dict[str, PyTree]:
     if not isinstance(config, System):
         return config.build().init(key, **family.arguments(config))
     batch = {name: jnp.zeros((1, *x.shape), x.dtype) for name, x in config.inputs().items()}
-    params, carried = config.init(key, batch)
+    found: tuple[Any, Any] = config.init(key, batch)
+    params, carried = found
     return {"params": params, **{name: carried[name] for name in STATISTICS if name in carried}}
 
 

@@ -232,7 +232,7 @@ def _shapes_differ(name: str, place: Place, shape: tuple[int, ...]) -> str:
         reason = "another layout of the same weights"
     elif shape == wanted[::-1] and len(shape) == 2:
         reason = "the matrix is transposed"
-    elif "V" in letters:
+    elif letters & {"V", "U"}:
         reason = "another vocabulary size (`vocab_size`), such as one with added tokens"
     elif "T" in letters:
         reason = "another number of positions: another longest text, image size or patch size"

@@ -32,9 +32,7 @@ class Negatives(NamedTuple):
     exists: Bool[Array, " B"]
 
 
-def draw_negatives(
-    rng: PRNGKeyArray, logits: Float[Array, "B B"], group: Int[Array, " B"] | None = None
-) -> Negatives:
+def draw_negatives(rng: PRNGKeyArray, logits: Float[Array, "B B"], group: Int[Array, " B"] | None = None) -> Negatives:
     """Draws a negative for every row, with the softmax of its logits over the columns that do not belong to it.
 
     In float32 and without a softmax that could underflow. The noise of a row is its own, wherever the row lies: what is

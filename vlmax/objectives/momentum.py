@@ -38,7 +38,7 @@ _NEVER = -1e30  # finite, so that differences of it stay numbers
 
 
 def average(before: PyTree[Array], new: PyTree[Array], decay: Float[Array, ""] | float) -> PyTree[Array]:
-    """decay * before + (1 - decay) * new, leaf by leaf, in the dtype of `before`; no gradient."""
+    """`decay * before + (1 - decay) * new`, leaf by leaf, in the dtype of `before`; no gradient."""
 
     def one(old: Array, now: Array) -> Array:
         return (decay * old + (1 - decay) * lax.stop_gradient(now)).astype(old.dtype)

@@ -18,7 +18,7 @@ Metrics = dict[str, Float[Array, ""]]
 def query_similarity(
     image: Float[Array, "B Q E"], text: Float[Array, "C E"], *, chunk: int, axes: tuple[str, ...] = ()
 ) -> Float[Array, "B C"]:
-    """max over q of <image[b, q], text[c]>, in float32.
+    """The highest over q of <image[b, q], text[c]>, in float32.
 
     Args:
       image: unit vectors of an image's queries.

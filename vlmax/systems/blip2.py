@@ -295,7 +295,7 @@ class BLIP2:
     ) -> tuple[Float[Array, ""], Metrics]:
         """Mean over all tokens but the first, each predicted from those before it and what the queries found."""
         former, variables = self._former(), {"params": params["qformer"]}
-        written = text.at[:, 0].set(self.decode)
+        written = jnp.asarray(text).at[:, 0].set(self.decode)
         out = former.apply(variables, written, found.kept, self._real(text), method="write", **dropping(rng))
         following = jnp.pad(text[:, 1:], ((0, 0), (0, 1)), constant_values=self.pad)
         loss, count, sums = next_token_loss(

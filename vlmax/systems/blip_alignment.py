@@ -143,7 +143,8 @@ class Alignment:
         twins, slow = self._twins(model, params, carried, batch, keys[2])
         alpha = ramp(carried["updates"], self.ramp_steps, self.alpha)
         contrast, parts = soft_contrastive_both(
-            *(features[side] for side in ("image", "text")),
+            features["image"],
+            features["text"],
             slow,
             carried["queue"],
             temperature=temperature,

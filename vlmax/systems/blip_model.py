@@ -167,7 +167,7 @@ class MED:
 
     def decoder_module(self, width: int | None = None) -> BERTModule:
         """A decoder that attends to a context of that width; None: the image's tokens."""
-        uses = {"causal": True, "cross_width": width or self.image.width, "predicts": True}
+        uses: dict[str, Any] = {"causal": True, "cross_width": width or self.image.width, "predicts": True}
         return dataclasses.replace(self.text, **uses).build(jnp.dtype(self.dtype))
 
     def segments(self, text: Int[Array, "B T"]) -> Int[Array, "B T"]:

@@ -190,8 +190,8 @@ class ImagePrefix:
         if tokenizer.vocab_size > connector.vocab or tokenizer.pad_id != self.instruction_pad:
             raise InputError(
                 f"the tokenizer of instructions has {tokenizer.vocab_size} ids, {tokenizer.pad_id} for padding, and "
-                f"the Q-Former {connector.vocab}, with system.instruction_pad {self.instruction_pad}; take the tokenizer "
-                "that the Q-Former was trained with, and its padding"
+                f"the Q-Former {connector.vocab}, with system.instruction_pad {self.instruction_pad}; take the "
+                "tokenizer that the Q-Former was trained with, and its padding"
             )
 
     def locked(self) -> tuple[str, ...]:
@@ -369,4 +369,3 @@ def _check_connector(system: ImagePrefix) -> None:
             f"system.instruction: an instruction belongs to one image, and system.layout has {system.layout.images} in "
             "a row; set images to 1 or instruction to None"
         )
-

@@ -150,8 +150,8 @@ class EpochDecay:
         _check_epoch(self.epoch_steps)
         if not 0 < self.decay <= 1 or not 0 <= self.start <= self.peak:
             raise InputError(
-                f"optimizer.schedule: decay is {self.decay} and start {self.start}; they must be above 0 and at most 1, "
-                f"and between 0 and the peak, {self.peak}"
+                f"optimizer.schedule: decay is {self.decay} and start {self.start}; they must be above 0 and at most "
+                f"1, and between 0 and the peak, {self.peak}"
             )
 
         def rate(step):

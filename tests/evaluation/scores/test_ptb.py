@@ -82,6 +82,8 @@ CASES = [
     ("the 8' tall by 6\" wide 5'10\" man 3'", "the 8 tall by 6 wide 5 10 man 3"),
     ("a ... b . . . c . . d", "a b c d"),
     ("A street\nsign ", "a street sign"),
+    ("Ave S. Many Ave S. MANY Ave S. many Ave S. Several Mr. S. Mr. Y",
+     "ave s many ave s many ave s. many ave s. several mr. s mr. y"),
     ("", ""),
 ]  # fmt: skip
 

@@ -17,9 +17,7 @@ from vlmax.models.decoders.bert import BERT
 from vlmax.models.layers.attention import Mask
 from vlmax.training import patterns
 
-TINY = QFormer(
-    width=16, depth=4, heads=2, mlp=24, queries=3, cross_width=10, vocab=30, context=12, norm_epsilon=1e-6
-)
+TINY = QFormer(width=16, depth=4, heads=2, mlp=24, queries=3, cross_width=10, vocab=30, context=12, norm_epsilon=1e-6)
 B, T, N, Q = 2, 6, 5, TINY.queries
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((B, N, 10)).astype(np.float32)

@@ -15,7 +15,7 @@ from vlmax.data.sources.shapes import Shapes
 from vlmax.data.sources.shapes_scene import Kind, stream
 from vlmax.errors import InputError
 
-Form = Literal["caption", "question", "conversation"]
+Form = Literal["caption", "captions", "question", "conversation"]
 Turns = tuple[tuple[str, str], ...]
 
 
@@ -28,8 +28,9 @@ class ShapesText:
       count: how many examples; a larger count only adds examples at the end.
       seed: another seed is another world of scenes with the same words.
       kinds: which scenes there are; of each of these the first caption says everything.
-      forms: what the documents are, drawn alike. `caption`: one of a scene's captions. `question`: its first caption,
-        a question and the answer. `conversation`: a dialogue that begins with the caption and asks every question.
+      forms: what the documents are, drawn alike. `caption`: one of a scene's captions. `captions`: two to four of
+        them, each of which says again what the first has said. `question`: its first caption, a question and the
+        answer. `conversation`: a dialogue that begins with the caption and asks every question.
     """
 
     split: Literal["train", "test"] = "train"
@@ -71,9 +72,15 @@ class ShapesTextReader:
         draws = stream(config.seed, "document", index)
         form = config.forms[draws.below(len(config.forms))]
         key = f"{config.split}-{config.seed}-{index}"
-        if form == "caption":
-            captions = shapes_text.full_captions(scene) + shapes_text.loose_captions(scene)
-            return Example(key, None, (captions[draws.below(len(captions))],))
+        if form in ("caption", "captions"):
+            first, *others = shapes_text.full_captions(scene)
+            captions = [first, *others, *shapes_text.loose_captions(scene)]
+            if form == "caption":
+                return Example(key, None, (captions[draws.below(len(captions))],))
+            said = [captions.pop(draws.below(1 + len(others)))]  # a full one
+            while captions and len(said) < 4 and (len(said) < 2 or draws.below(2)):
+                said.append(captions.pop(draws.below(len(captions))))
+            return Example(key, None, ("; ".join(said),))
         if form == "question":
             asked = shapes_text.questions(scene)
             kind, question, answer = asked[draws.below(len(asked))]

@@ -1,7 +1,4 @@
-"""A source without its pictures: what a model makes of its prompts alone, to hold its scores against.
-
-    Captions(Withheld(Shapes("test")), name="blind")
-"""
+"""A source without its pictures: what a model makes of its prompts alone, to hold its scores against."""
 
 from __future__ import annotations
 
@@ -15,7 +12,10 @@ from vlmax.data.example import Example, Reader, Source
 
 @dataclasses.dataclass(frozen=True)
 class Withheld:
-    """The examples of a source with an even grey in the place of every picture, of the same size."""
+    """The examples of a source with an even grey in the place of every picture, of the same size.
+
+    `Captioning(Withheld(Shapes("test")), ..., name="blind")` is the blind baseline of a captioner.
+    """
 
     source: Source
 

@@ -89,7 +89,7 @@ class _Dialogue(NamedTuple):
             self.program.wait()
             self.said.seek(0)
             words = self.said.read()[-500:].decode(errors="replace")
-            raise RunFailed(f"scoring with METEOR: {self.program.args} gave no answer; it said: {words!r}")
+            raise RunFailed(f"scoring with METEOR: {self.program.args!r} gave no answer; it said: {words!r}")
         return line
 
 

@@ -87,7 +87,7 @@ def _rules() -> tuple[re.Pattern[str], ...]:
             r"((?-i:[A-Z]+(?:[+&][A-Z]+)+))",
             rf"({sign}[^\W_]*(?:[.,]{sign}*)*(?:[-_](?:{sign}+|{letter}(?:\.{letter})+\.))+)",
             # Full stops that stay.
-            rf"({letter})\.\s+(?-i:{_any(_BEGIN_SENTENCES)})(?:\s|$)",
+            rf"({letter})\.\s+(?-i:{_any(_BEGIN_SENTENCES, _BEGIN_SENTENCES.upper())})(?:\s|$)",
             rf"({letter}(?:\.{letter})*\.|(?:ph|ed)\.d\.)",
             rf"((?:{short})\.s?|(?-i:{_any(_STATES_THAT_ARE_WORDS)})\.)",
             rf"((?:{_any(_BEFORE_NUMBERS)})\.)\s?\d",

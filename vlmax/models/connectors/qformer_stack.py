@@ -108,6 +108,7 @@ class QFormerStack(nn.Module):
             )
             return many(self.config, self.dtype, True, name=name)
 
+        assert context is not None  # `init` is given an image
         config = self.config
         token = x[:1, :1]
         stacked(QFormerLayer, config.depth, "layers")(jnp.concatenate([token, token], axis=1), 1)
@@ -160,9 +161,7 @@ class QFormerCross(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B Q D"], context: Float[Array, "B N C"]) -> Float[Array, "B Q D"]:
         """The queries after it."""
-        return added(
-            self, x, attention(self.config, self.dtype, "cross_attention")(x, context), "cross_attention_norm"
-        )
+        return added(self, x, attention(self.config, self.dtype, "cross_attention")(x, context), "cross_attention_norm")
 
 
 def attention(config: QFormer, dtype: DTypeLike, name: str) -> Attention:

@@ -31,6 +31,7 @@ from vlmax.evaluation.scores.shapes import TrueWords
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
+from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16, blip_vit_l16
 from vlmax.systems.blip_caption import BLIPCaption
 from vlmax.systems.blip_model import MED
@@ -114,7 +115,7 @@ def begun(run: str, resize: tuple[str, ...] = ("positions/embedding",)) -> tuple
     )
 
 
-def tiny(size: int = 64) -> Experiment:
+def tiny(size: int = 48) -> Experiment:
     """The same code on `shapes`, from the tiny pretraining."""
     train, image = Shapes("train", size=size, kinds=TRAINED, captions="full"), ImageTransform(Squash(size))
     tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))
@@ -122,17 +123,7 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_caption",
         system=BLIPCaption(
             model=MED(
-                image=blip_vit_b16(
-                    image=size,
-                    patch=8,
-                    width=128,
-                    depth=3,
-                    heads=4,
-                    mlp=512,
-                    positions="sincos2d",
-                    init="clip",
-                    unroll=3,
-                ),
+                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,

@@ -45,6 +45,7 @@ from vlmax.evaluation.scores.shapes import TrueWords
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
+from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16, blip_vit_l16
 from vlmax.systems.blip import BLIP
 from vlmax.systems.blip_alignment import Alignment
@@ -125,7 +126,7 @@ def get_config(variant: str = "base") -> Experiment:
     )
 
 
-def tiny(size: int = 64) -> Experiment:
+def tiny(size: int = 48) -> Experiment:
     """The same code on `shapes`: its captions say all there is to say, so that no wrong pair is a right one."""
     train, image = Shapes("train", size=size, kinds=TRAINED, captions="full"), ImageTransform(Squash(size))
     tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))  # of questions, too: for fine-tunings
@@ -134,17 +135,7 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_pretrain",
         system=BLIP(
             model=MED(
-                image=blip_vit_b16(
-                    image=size,
-                    patch=8,
-                    width=128,
-                    depth=3,
-                    heads=4,
-                    mlp=512,
-                    positions="sincos2d",  # learned ones are small beside the pixels for hundreds of steps
-                    init="clip",
-                    unroll=3,
-                ),
+                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,
@@ -170,7 +161,8 @@ def tiny(size: int = 64) -> Experiment:
             Cosine(peak=1e-3, warmup_steps=100),
             clip_norm=1.0,
         ),
-        steps=2200,
+        steps=600,
+        init=(Pretrained("runs/clip_shapes", "image", take="image"),),
         evaluation_image=image,
         evaluations=(
             Reranking(test, captions=1, k_test=32),

@@ -33,6 +33,7 @@ from vlmax.evaluation.scores.vqa import ExactMatch
 from vlmax.experiment import Checkpoints, Experiment, unknown_variant
 from vlmax.interop.pretrained import Pretrained
 from vlmax.models.decoders.bert import BERT, blip_text
+from vlmax.models.encoders.resnet import ResNet
 from vlmax.models.encoders.vit import blip_vit_b16
 from vlmax.systems.blip_model import MED
 from vlmax.systems.blip_vqa import BLIPVQA
@@ -111,7 +112,7 @@ def begun(run: str, resize: tuple[str, ...] = ("positions/embedding",)) -> tuple
     )
 
 
-def tiny(size: int = 64) -> Experiment:
+def tiny(size: int = 48) -> Experiment:
     """The same code on `shapes`, from the tiny pretraining; answers are written, and chosen among all there are."""
     train, image = ShapesQuestions(Shapes("train", size=size, kinds=KINDS)), ImageTransform(Squash(size))
     tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))
@@ -125,17 +126,7 @@ def tiny(size: int = 64) -> Experiment:
         name="blip_tiny_vqa",
         system=BLIPVQA(
             model=MED(
-                image=blip_vit_b16(
-                    image=size,
-                    patch=8,
-                    width=128,
-                    depth=3,
-                    heads=4,
-                    mlp=512,
-                    positions="sincos2d",
-                    init="clip",
-                    unroll=3,
-                ),
+                image=ResNet(stem=16, depths=(1, 1, 1, 1), image=size),
                 text=BERT(width=128, depth=2, heads=4, mlp=512, vocab=770, context=32, token_types=0, unroll=2),
                 pad=765,
                 decode=768,

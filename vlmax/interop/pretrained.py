@@ -232,7 +232,7 @@ def _differences(init: Pretrained, system: Any, config: Any) -> list[str]:
         return [line for own, part in same for line in _changed(own, part, type(part).__name__, init)]
     part = _of_part(init.part, system)
     if not (init.copies or init.fresh) or part is system:
-        return [f"  the checkpoint holds a {type(config).__name__}, and the system has none"]
+        return [f"  the checkpoint holds a {type(config).__name__}, and that part of the system has none"]
     # Another kind of model, of which it is said what comes from where: what both have must agree.
     both = {f.name for f in dataclasses.fields(config)} & {f.name for f in dataclasses.fields(part)}
     return [

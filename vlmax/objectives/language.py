@@ -97,8 +97,9 @@ def next_token_loss(
             one with its width over some is copied once, and its gradient back.
 
     Returns:
-        The sum of the losses; the number of labels, whatever their weights; and sums that fall off without cost, without gradient: `nll`
-        (neither smoothed nor with z-loss) and `correct`, labels whose logit is above all others, both weighted.
+        The sum of the losses; the number of labels, whatever their weights; and sums that fall off without cost,
+        without gradient: `nll` (neither smoothed nor with z-loss) and `correct`, labels whose logit is above all
+        others, both weighted.
 
     Raises:
         ValueError: shapes or numbers do not fit, an axis is not of the mesh, or the devices do not divide B or T.

@@ -57,7 +57,8 @@ def start(state: TrainState, found: Sequence[Plan]) -> TrainState:
     for one in found:
         into = {ours: places[ours] for ours in one.paths}
         fresh = {ours: into[ours].array[how.stored :] for ours, how in one.fitted.items() if how.grows}
-        shardings, dtypes = {}, {}
+        shardings: dict[str, Any] = {}
+        dtypes: dict[str, Any] = {}
         for ours, place in into.items():
             theirs, array = one.paths[ours], place.array
             # With another number of rows it may not divide over the devices; it is laid out when it has been fitted.

@@ -49,12 +49,12 @@ def get_config(variant: str = "base") -> Experiment:
         raise unknown_variant(variant, VARIANTS)
     if variant == "t5":
         t5 = T5(**SIZES, depth=3, head_dim=32, mlp=352, context=LENGTH, unroll=3)
-        text, preprocess = TextToText(t5, LENGTH, LENGTH), PackedPairs(TOKENIZER, LENGTH, LENGTH, documents=10)
+        text, preprocess = TextToText(t5, LENGTH, LENGTH), PackedPairs(TOKENIZER, LENGTH, LENGTH, documents=12)
     else:
         opt = OPT(**SIZES, depth=4, mlp=512, context=LENGTH, unroll=4)
         llama = LLaMA(**SIZES, depth=4, mlp=352, context=LENGTH, unroll=4)
         text = Causal(opt if variant == "opt" else llama, LENGTH)
-        preprocess = PackedText(TOKENIZER, LENGTH, documents=6)
+        preprocess = PackedText(TOKENIZER, LENGTH, documents=7)
     answers = dataclasses.replace(preprocess, documents=1, learn="answer")
     return Experiment(
         name=f"lm_shapes_{'llama' if variant == 'base' else variant}",

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.shared import REPOSITORY
+from tests.shared import REPOSITORY, shared
 from vlmax.command_line import load_experiment
 from vlmax.data.pipeline import host_batches
 from vlmax.models.encoders.vit import ViT
 from vlmax.training.evaluations import check_needs
 from vlmax.training.loop import train
-from vlmax.training.setup import check_features
+from vlmax.training.setup import check_features, device_context
 
 NAMES = ("vitb_pretrain", "caption_coco", "retrieval_coco", "vqa")
 FILES = {name: REPOSITORY / "experiments" / f"blip_{name}.py" for name in NAMES}
@@ -30,7 +30,10 @@ every = pytest.mark.parametrize("name", FILES)
 
 
 @pytest.mark.parametrize(("name", "variant"), FULL, ids=[f"{n}:{v}" for n, v in FULL])
-def test_sizes_fit_each_other(name, variant):
+def test_sizes_fit_each_other(name, variant, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/bert-base-uncased").symlink_to(shared("tokenizers", "bert-base-uncased"))
+    monkeypatch.chdir(tmp_path)
     experiment = load_experiment(f"{FILES[name]}:{variant}")
     system, preprocess, batch = experiment.system, experiment.data.preprocess, experiment.data.batch_size
     image = system.model.image
@@ -61,8 +64,9 @@ def test_the_tiny_variant_is_ready_to_run(name):
     assert type(system) is type(full)
     if hasattr(system, "alignment"):
         assert system.alignment.queue % experiment.data.batch_size == 0
-    for evaluation in experiment.evaluations:
-        evaluation.check(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+    with device_context(experiment) as mesh:
+        for evaluation in experiment.evaluations:
+            evaluation.check(mesh)
 
 
 @every

@@ -18,6 +18,7 @@ NO_MATTER = (
     *("remat", "unroll", "dropout", "drop_path", "patch_keep", "init", "layer_scale", "dtype", "vocab_multiple"),
     *("lock_image", "objective", "kv_heads", "head_dim", "decoder_depth", "token_width"),
     *("length", "read", "chunk", "label_smoothing", "lock"),
+    *("momentum", "queue", "alpha", "ramp_steps", "floor", "temperature"),
 )
 """Fields that do not change what parameters compute in evaluation, or whose None is a number that shapes tell."""
 

@@ -148,7 +148,7 @@ def test_the_cache_is_updated_in_place(layout):
     params = layout(parameters(config))
     reader, (plan, knobs) = reader_of(config.build(), 0), plan_and_knobs(GREEDY, ())
     texts = loop.begin(reader, plan, 4096, params, padded(PROMPTS, V, 64, 64), knobs, None)
-    compiled = loop.go_on.lower(reader, plan, params, texts, np.int32(5), knobs, None).compile()
+    compiled = loop.go_on.compiled.lower(reader, plan, params, texts, np.int32(5), knobs, None).compile()
     kept = jax.tree.leaves((texts.cache.keys, texts.cache.values))
     memory, size = compiled.memory_analysis(), sum(x.nbytes for x in kept)
     assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size / 4

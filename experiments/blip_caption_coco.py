@@ -11,7 +11,7 @@ code goes through all of them, so five times as many pictures make an epoch.
 COCO's Karpathy test split: BLEU-4 38.6 and CIDEr 129.7 after pretraining on 14 million images with CapFilt, 39.7 and
 133.3 after 129 million, ViT-L 40.4 and 136.7 (tables 1 and 7).
 
-`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny: @TINY@.
+`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny.
 """
 
 from vlmax.data.augment import RandAugment

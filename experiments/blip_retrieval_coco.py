@@ -15,7 +15,7 @@ negatives from one GPU's 32 pairs; here they are of the whole batch.
 | COCO, ViT-L | 82.4 95.4 97.9 | 65.1 86.3 91.8 | 129 million, with CapFilt |
 | Flickr30k, 1,000 | 96.6 99.8 100 | 87.2 97.5 98.8 | 14 million, with CapFilt |
 
-`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny: @TINY@.
+`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny.
 """
 
 from vlmax.data.augment import RandAugment

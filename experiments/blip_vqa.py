@@ -13,7 +13,7 @@ VQAv2 test-dev and test-std, as its server scores them: 77.54 and 77.62 after pr
 and 78.32 after 129 million with CapFilt (table 8). The evaluation here keeps the answers to the questions of test-dev
 in the server's form; a split with known answers is scored with `evaluations.0.source.annotations`.
 
-`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny: @TINY@.
+`:tiny` is the same code on `shapes`, from the run of blip_vitb_pretrain.py:tiny.
 """
 
 from vlmax.data.augment import RandAugment

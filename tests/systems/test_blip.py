@@ -155,8 +155,10 @@ def test_it_learns(pretrained):
 # Other meshes.
 
 
-@pytest.mark.parametrize("mesh", [FSDP, EIGHT], ids=["fsdp 8", "2 x 2 x 2"])
-@pytest.mark.parametrize("name", ["pretraining", "retrieval"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(FSDP, id="fsdp 8", marks=pytest.mark.slow), pytest.param(EIGHT, id="2 x 2 x 2")]
+)
+@pytest.mark.parametrize("name", ["pretraining", pytest.param("retrieval", marks=pytest.mark.slow)])
 def test_the_losses_are_those_of_one_device(mesh, name):
     experiment = tiny_blip.experiment(name)
     expected_metrics, _, alone = on_devices(experiment, ONE, lambda run: trained(run, 6, name))
@@ -298,6 +300,7 @@ def test_losses_are_numbers_and_gradients_reach_every_part(dtype):
             assert float(jnp.abs(leaf).max()) > 0, path
 
 
+@pytest.mark.slow
 def test_a_resnet_moves_its_own_statistics_and_not_those_of_its_twin():
     system = dataclasses.replace(PRETRAINING, model=tiny_blip.resnet_model())
     batch = tiny_blip.batch("pretraining", BATCH, image=32)

@@ -178,7 +178,10 @@ def train(run, steps=3):
     return losses, before, tiny.copied(state)
 
 
-@pytest.mark.parametrize("mesh", [Mesh(data=1, fsdp=8), EIGHT], ids=["fsdp=8", "2 x 2 x 2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(Mesh(data=1, fsdp=8), id="fsdp=8", marks=pytest.mark.slow), pytest.param(EIGHT, id="2 x 2 x 2")],
+)
 def test_the_losses_are_the_same_on_every_mesh(mesh):
     expected, _, _ = one_device()
     found, _, _ = on_devices(tiny_blip2.experiment(STAGE_1), mesh, train)

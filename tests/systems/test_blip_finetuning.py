@@ -33,7 +33,7 @@ def made(name, rows=4):
     return system, params, carried, batch
 
 
-@pytest.mark.parametrize("name", ["caption", "vqa", "nlvr2"])
+@pytest.mark.parametrize("name", ["caption", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vqa", "nlvr2"))])
 def test_microbatches_on_eight_devices_have_the_gradients_of_the_whole_batch_on_one(name):
     assert isinstance(SYSTEMS[name], Additive)
     experiment = tiny_blip.experiment(name, microbatches=2)

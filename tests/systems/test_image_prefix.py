@@ -281,8 +281,12 @@ def one_device(name):
 
 @pytest.mark.parametrize(
     ("name", "mesh"),
-    [("opt", Mesh(data=1, fsdp=8)), ("opt", EIGHT), ("t5", EIGHT), ("llava", EIGHT)],
-    ids=["opt fsdp=8", "opt 2 x 2 x 2", "t5 2 x 2 x 2", "llava 2 x 2 x 2"],
+    [
+        pytest.param("opt", EIGHT, id="opt 2 x 2 x 2"),
+        pytest.param("opt", Mesh(data=1, fsdp=8), id="opt fsdp=8", marks=pytest.mark.slow),
+        pytest.param("t5", EIGHT, id="t5 2 x 2 x 2", marks=pytest.mark.slow),
+        pytest.param("llava", EIGHT, id="llava 2 x 2 x 2", marks=pytest.mark.slow),
+    ],
 )
 def test_the_losses_are_the_same_on_every_mesh(name, mesh):
     found, _, _ = on_devices(tiny_blip2.experiment(SYSTEMS[name]), mesh, train)

@@ -40,6 +40,21 @@ def test_a_document_ends_in_its_answer_which_is_that_of_the_scene():
         assert asked[question] == answer
 
 
+def test_captions_say_the_same_scene_again():
+    documents, scenes = (
+        ShapesText(forms=("captions",)).open(),
+        Shapes("train", kinds=("single", "pair", "group")).open(),
+    )
+    counts = collections.Counter()
+    for index in range(200):
+        scene, said = scenes[index].fields["scene"], documents[index].texts[0].split("; ")
+        full = shapes_text.full_captions(scene)
+        assert said[0] in full and {*said} <= {*full, *shapes_text.loose_captions(scene)}
+        assert len({*said}) == len(said)
+        counts[len(said)] += 1
+    assert set(counts) == {2, 3, 4}
+
+
 def test_prompts_are_written_out():
     assert question_prompt("how many?", "a red ring") == "a red ring question: how many? answer:"
     assert question_prompt("how many?") == "question: how many? answer:"

@@ -19,8 +19,13 @@ The data: COCO as Karpathy splits it, Visual Genome's regions, and SBU, CC3M and
 are drawn as the paper counts their texts. `init` takes folders of Hugging Face: facebook/deit-base-patch16-224 (ViT-L:
 google/vit-large-patch16-224-in21k) and google-bert/bert-base-uncased.
 
-`:tiny` is the same code on `shapes`, @MINUTES@ on two CPU cores: on combinations of colour and shape that training
-never shows, @SCORES@.
+`:tiny` is the same code on `shapes`, a quarter of an hour on two CPU cores, with the image encoder of the run of
+
+    python -m vlmax.train --config experiments/clip_shapes.py
+
+as the paper's begins with one that knows ImageNet. On 512 pictures of combinations of colour and shape that training
+never shows, 0.98 of the captions are true in every word; R@1 is 0.996 both ways by ITC alone and 0.81 and 0.77 after
+re-ranking: ITM, whose negatives are drawn out of 64, does not tell the nearest of 512 apart as well as ITC does.
 """
 
 import dataclasses
@@ -142,13 +147,7 @@ def tiny(size: int = 48) -> Experiment:
                 encode=769,
                 dtype="float32",
             ),
-            alignment=Alignment(
-                embed=128,
-                momentum=0.98,
-                queue=1024,
-                ramp_steps=400,
-                floor=0.02,  # half of the negatives are any: ITM would see none that it could tell, not knowing BERT
-            ),
+            alignment=Alignment(embed=128, momentum=0.98, queue=1024, ramp_steps=400),
             length=18,
         ),
         data=Data(
@@ -161,7 +160,7 @@ def tiny(size: int = 48) -> Experiment:
             Cosine(peak=1e-3, warmup_steps=100),
             clip_norm=1.0,
         ),
-        steps=600,
+        steps=1600,
         init=(Pretrained("runs/clip_shapes", "image", take="image"),),
         evaluation_image=image,
         evaluations=(

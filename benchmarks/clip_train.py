@@ -18,10 +18,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmarks.in_turn import initial_state, record_of
 
 PEERS = ("transformers", "transformers --compile", "open_clip", "open_clip --compile")
 
@@ -51,20 +52,6 @@ def batch_of(workload: dict, rows: int) -> dict:
     pixels, words = jax.random.split(jax.random.key(1))
     text = jax.random.randint(words, (rows, length), 0, vocab - 2).at[:, 0].set(vocab - 2).at[:, -1].set(vocab - 1)
     return {"image": jax.random.randint(pixels, (rows, size, size, 3), 0, 256).astype(jnp.uint8), "text": text}
-
-
-def initial_state(clip, optimizer, batch: dict):
-    """The state before step 1 and the optimizer that was built for it."""
-    import jax
-    import jax.numpy as jnp
-
-    from vlmax.sharding.rules import unboxed
-    from vlmax.training.state import TrainState
-
-    boxed, carried = clip.init(jax.random.key(0), {name: value[:1] for name, value in batch.items()})
-    built, params = optimizer.build(boxed, 1000), unboxed(boxed)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, {}, built.transformation.init(params), carried, {}, zero + 0, zero + 0), built
 
 
 def ours(arguments: argparse.Namespace) -> dict:
@@ -108,14 +95,6 @@ def ours(arguments: argparse.Namespace) -> dict:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.trainable)),
         "losses": [losses[0], losses[-1]], "jax": jax.__version__, "devices": str(jax.devices()),
     }  # fmt: skip
-
-
-def record_of(command: list[str], directory: Path) -> dict:
-    """Runs a command and reads the JSON line that it ends with."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def flags(arguments: argparse.Namespace) -> list[str]:

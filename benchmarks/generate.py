@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.clip_train import record_of
+from benchmarks.in_turn import record_of
 
 WORKLOADS = ("llama-160m", "llava-tiny", "blip2-tiny")
 

@@ -7,19 +7,15 @@ it; the Q-Former's queries are read once for contrast and captions, with a mask 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import os
-import statistics
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.parity.torch_imports import declare_operators
+from benchmarks.torch_steps import parser_of, prepare, record
 
 WORKLOADS = json.loads(Path(__file__).with_name("image_text_workloads.json").read_text())
 DECODE, ENCODE = 1, 2
@@ -208,38 +204,17 @@ class BLIP2(nn.Module):
 
 def main() -> None:
     """Times the steps."""
-    parser = argparse.ArgumentParser(description="training steps of BLIP and BLIP-2 with transformers' modules")
+    parser = parser_of("training steps of BLIP and BLIP-2 with transformers' modules", steps=6, warmup=2)
     parser.add_argument("--workload", choices=tuple(WORKLOADS), required=True)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     arguments = parser.parse_args()
-    declare_operators()
+    prepare()
     torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count() or 1)
     workload = WORKLOADS[arguments.workload]
     model = (BLIP2 if "queries" in workload else BLIP)(workload)
     rows, size, text = workload["batch"], workload["image"], workload["text"]
     images, words = torch.randn(rows, 3, size, size), torch.randint(3, text["vocab"], (rows, text["length"]))
-    runner = torch.compile(model) if arguments.compile else model
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.1, fused=True)
-    seconds, cpu, losses = [], [], []
-    for i in range(arguments.warmup + arguments.steps):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        optimizer.zero_grad(set_to_none=True)
-        loss = runner(images, words)
-        loss.backward()
-        optimizer.step()
-        if i >= arguments.warmup:
-            seconds.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - cpu_start)
-            losses.append(loss.item())
-    print(json.dumps({
-        "impl": "transformers", "workload": arguments.workload, "batch": rows, "compile": arguments.compile,
-        "parameters": sum(p.numel() for p in trained), "step_s": statistics.median(seconds),
-        "cpu_s": statistics.median(cpu), "losses": [losses[0], losses[-1]], "torch": torch.__version__,
-    }))  # fmt: skip
+    found = record(model, lambda model: model(images, words), arguments)
+    print(json.dumps({"workload": arguments.workload, "batch": rows, **found}))
 
 
 if __name__ == "__main__":

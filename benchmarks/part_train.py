@@ -17,15 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import sys
-import time
 from pathlib import Path
 
-from benchmarks.clip_train import record_of
+from benchmarks.in_turn import compare, parser_of, timed
 
 PARTS = {"decoder": "llava-tiny", "encoder": "clip-vit-b16"}
-PEERS = ("eager", "compiled")
 
 
 def decoder_loss(workload: dict, rows: int):
@@ -97,62 +93,31 @@ def ours(arguments: argparse.Namespace) -> dict:
 
     state = optimizer.init(params)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, batch).compile()
-    seconds, cpu, losses = [], [], []
-    for i in range(arguments.warmup + arguments.steps):
-        start, cpu_start = time.perf_counter(), time.process_time()
+
+    def advance() -> float:
+        nonlocal params, state
         params, state, value = jax.block_until_ready(compiled(params, state, batch))
-        if i >= arguments.warmup:
-            seconds.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - cpu_start)
-            losses.append(float(value))
-    return {
-        "impl": "vlmax", "part": arguments.part, "batch": rows,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "step_s": statistics.median(seconds), "cpu_s": statistics.median(cpu), "losses": [losses[0], losses[-1]],
-    }  # fmt: skip
+        return float(value)
 
-
-def compare(arguments: argparse.Namespace) -> None:
-    """Runs vlmax and the peers in turn; prints medians and vlmax against each peer."""
-    repository = Path(__file__).resolve().parents[1]
-    shared = ["--part", arguments.part, "--bench", str(arguments.bench.resolve())]
-    shared += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
-    peer = [arguments.peer_python, "-m", "benchmarks.part_train_torch", *shared]
-    commands = {"vlmax": [sys.executable, "-m", "benchmarks.part_train", "--only", *shared]}
-    commands |= {"eager": peer, "compiled": [*peer, "--compile"]}
-    records: dict[str, list[dict]] = {name: [] for name in ("vlmax", *arguments.peers)}
-    for _ in range(arguments.repeats):
-        for name, found in records.items():
-            found.append(record_of(commands[name], repository))
-            print(f"  {name:12}{found[-1]['step_s']:9.3f} s", file=sys.stderr, flush=True)
-    middle = {n: [statistics.median(r[k] for r in rs) for k in ("step_s", "cpu_s")] for n, rs in records.items()}
-    print(f"{arguments.part} of {PARTS[arguments.part]}, batch {records['vlmax'][0]['batch']}, float32, "
-          f"{arguments.repeats} runs of each in turn, {arguments.steps} steps a run")  # fmt: skip
-    print(f"{'':12}{'parameters':>14}{'s/step':>10}{'CPU s':>10}   these, divided by vlmax's")
-    for name, (step, cpu) in middle.items():
-        ratios = f"{step / middle['vlmax'][0]:10.2f}{cpu / middle['vlmax'][1]:10.2f}"
-        print(f"{name:12}{records[name][0]['parameters']:14,}{step:10.3f}{cpu:10.3f}{ratios}")
+    times = timed(advance, arguments)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    return {"impl": "vlmax", "part": arguments.part, "batch": rows, "parameters": parameters, **times}
 
 
 def main() -> None:
     """Reads the flags; one run of vlmax, or the comparison."""
     shared = Path(os.environ.get("VLMAX_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(description="a training step of one part beside transformers")
+    parser = parser_of("a training step of one part beside transformers", steps=8, warmup=3)
     parser.add_argument("--part", default="decoder", choices=tuple(PARTS))
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of a run")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed steps before them")
     parser.add_argument("--bench", type=Path, default=shared / "bench", help="where workloads.json is")
-    parser.add_argument("--only", action="store_true", help="one run of vlmax in this process, as a JSON line")
-    parser.add_argument("--peer-python", help="a Python with the peer's requirements installed")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--repeats", type=int, default=3, help="how often all run in turn")
     arguments = parser.parse_args()
     if arguments.only:
         print(json.dumps(ours(arguments)))
     elif arguments.peer_python is None:
         parser.error("--peer-python is needed to run the peers; --only runs vlmax alone")
     else:
-        compare(arguments)
+        flags = ["--part", arguments.part, "--bench", str(arguments.bench.resolve())]
+        compare(f"{arguments.part} of {PARTS[arguments.part]}", "benchmarks.part_train", flags, arguments)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,12 @@ The models have the sizes of the workload and random weights; AdamW is torch's f
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import statistics
-import time
 from pathlib import Path
 
 import torch
 
-from tests.parity.torch_imports import declare_operators
+from benchmarks.torch_steps import parser_of, prepare, record
 
 
 def decoder(workload: dict, rows: int):
@@ -52,38 +48,16 @@ def encoder(workload: dict, rows: int):
 
 def main() -> None:
     """Times the steps."""
-    parser = argparse.ArgumentParser(description="transformers' training step of one part")
+    parser = parser_of("transformers' training step of one part", steps=8, warmup=3)
     parser.add_argument("--part", choices=("decoder", "encoder"), required=True)
     parser.add_argument("--bench", type=Path, required=True, help="where workloads.json is")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     arguments = parser.parse_args()
-    declare_operators()
-    torch.set_num_threads(os.cpu_count() or 1)
+    prepare()
     name = {"decoder": "llava-tiny", "encoder": "clip-vit-b16"}[arguments.part]
     workload = json.loads((arguments.bench / "workloads.json").read_text())[name]
     rows = workload["batch"]["cpu"]
     model, loss_of = (decoder if arguments.part == "decoder" else encoder)(workload, rows)
-    model.train()
-    runner = torch.compile(model) if arguments.compile else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
-    seconds, cpu, losses = [], [], []
-    for i in range(arguments.warmup + arguments.steps):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(runner)
-        loss.backward()
-        optimizer.step()
-        if i >= arguments.warmup:
-            seconds.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - cpu_start)
-            losses.append(loss.item())
-    print(json.dumps({
-        "impl": "transformers", "part": arguments.part, "batch": rows, "compile": arguments.compile,
-        "parameters": sum(p.numel() for p in model.parameters()), "step_s": statistics.median(seconds),
-        "cpu_s": statistics.median(cpu), "losses": [losses[0], losses[-1]], "torch": torch.__version__,
-    }))  # fmt: skip
+    print(json.dumps({"part": arguments.part, "batch": rows, **record(model.train(), loss_of, arguments)}))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from vlmax.data.images import ImageTransform, Squash
 from vlmax.data.tokenizers import Tokenizer, TokenizerConfig
 from vlmax.decoding.settings import Generation
 from vlmax.errors import InputError
+from vlmax.evaluation.features import batch_parts
 from vlmax.evaluation.prompting import Prompting, prompt_row
 from vlmax.evaluation.writing import Writer
 from vlmax.interop.api import computing_in, load_beside
@@ -167,8 +168,7 @@ def _batch(
     if describer.instruction is not None:
         for row, prompt in zip(rows, prompts, strict=True):
             row["instruction"] = describer.instruction.fixed(prompt)[0]
-    devices = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
-    missing = -len(rows) % devices
+    missing = -len(rows) % batch_parts(mesh)
     valid = np.arange(len(rows) + missing) < len(rows)
     rows += rows[-1:] * missing
     return {"valid": valid, **{name: np.stack([row[name] for row in rows]) for name in rows[0]}}

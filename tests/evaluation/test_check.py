@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import pytest
 
 from tests.data.stand_ins import Numbers
@@ -41,6 +42,13 @@ def test_sizes_that_do_not_fit_are_told(kind, mesh):
         kind(Numbers(), batch_size=12).check(mesh)
     with pytest.raises(InputError, match="limit is 0; it must be at least 1"):
         kind(Numbers(), limit=0).check(mesh)
+
+
+def test_a_mesh_of_other_axes_divides_by_those_it_has():
+    mesh = jax.make_mesh((8,), ("data",))
+    Retrieval(Numbers(), batch_size=16).check(mesh)
+    with pytest.raises(InputError, match=r"does not divide over the 8 parts of a batch \(mesh axes data=8"):
+        Retrieval(Numbers(), batch_size=12).check(mesh)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +22,21 @@ Arrays = Mapping[str, Array]
 
 def batch_spec(mesh: Mesh) -> PartitionSpec:
     """How dimension 0 of a batch lies on the mesh: over those of the axes `data` and `fsdp` that it has."""
-    return PartitionSpec(tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape))
+    return PartitionSpec(_batch_axes(mesh))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the mesh divides a batch."""
+    return math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
+
+
+def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     """Raises `InputError` where the devices that share a batch do not divide it."""
-    axes = batch_spec(mesh)[0]
-    shards = int(np.prod([mesh.shape[axis] for axis in axes]))
+    shards, axes = batch_parts(mesh), _batch_axes(mesh)
     if batch_size < 1 or batch_size % shards:
         good = max(1, round(batch_size / shards)) * shards
         raise InputError(

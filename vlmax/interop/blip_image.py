@@ -10,19 +10,15 @@ from typing import Any
 
 from vlmax.interop.clip import side, sizes, square, write_sizes
 from vlmax.interop.family import Json, cannot, field, write_pixels
-from vlmax.interop.table import Row, linear, norm, under
+from vlmax.interop.table import Row, linear, norm, thirds, under
 from vlmax.models.encoders.vit import ViT
 from vlmax.models.pixels import Colour
 
 # D width, H heads, K head width, F feed-forward width, T positions, y x c of a patch.
 LAYER = (
     *norm("attention_norm", "layer_norm1"),
-    Row("attention/query/kernel", "self_attn.qkv.weight", "D H K = (3 H K) D", part=0),
-    Row("attention/key/kernel", "self_attn.qkv.weight", "D H K = (3 H K) D", part=1),
-    Row("attention/value/kernel", "self_attn.qkv.weight", "D H K = (3 H K) D", part=2),
-    Row("attention/query/bias", "self_attn.qkv.bias", "H K = (3 H K)", part=0),
-    Row("attention/key/bias", "self_attn.qkv.bias", "H K = (3 H K)", part=1),
-    Row("attention/value/bias", "self_attn.qkv.bias", "H K = (3 H K)", part=2),
+    *thirds("kernel", "self_attn.qkv.weight", "D H K = (3 H K) D"),
+    *thirds("bias", "self_attn.qkv.bias", "H K = (3 H K)"),
     *linear("attention/out", "self_attn.projection", "H K D = D (H K)", "D = D"),
     *norm("mlp_norm", "layer_norm2"),
     *linear("mlp/up", "mlp.fc1", "D F = F D", "F = F"),

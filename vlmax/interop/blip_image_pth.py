@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from vlmax.interop import open_clip
-from vlmax.interop.table import Row, linear, norm, under
+from vlmax.interop.table import Row, linear, norm, thirds, under
 from vlmax.interop.tensors import Tensors
 from vlmax.models.encoders.vit import ViT, blip_vit_b16, eva_vit_g14, penultimate_vit_l14
 
@@ -16,19 +16,13 @@ PREFIX = "visual_encoder."
 # D width, H heads, K head width, F feed-forward width, T positions, y x c of a patch.
 LAYER = (
     *norm("attention_norm", "norm1"),
-    Row("attention/query/kernel", "attn.qkv.weight", "D H K = (3 H K) D", part=0),
-    Row("attention/key/kernel", "attn.qkv.weight", "D H K = (3 H K) D", part=1),
-    Row("attention/value/kernel", "attn.qkv.weight", "D H K = (3 H K) D", part=2),
+    *thirds("kernel", "attn.qkv.weight", "D H K = (3 H K) D"),
     *linear("attention/out", "attn.proj", "H K D = D (H K)", "D = D"),
     *norm("mlp_norm", "norm2"),
     *linear("mlp/up", "mlp.fc1", "D F = F D", "F = F"),
     *linear("mlp/down", "mlp.fc2", "F D = D F", "D = D"),
 )
-BIASES = (
-    Row("attention/query/bias", "attn.qkv.bias", "H K = (3 H K)", part=0),
-    Row("attention/key/bias", "attn.qkv.bias", "H K = (3 H K)", part=1),
-    Row("attention/value/bias", "attn.qkv.bias", "H K = (3 H K)", part=2),
-)
+BIASES = thirds("bias", "attn.qkv.bias", "H K = (3 H K)")
 EVA_BIASES = (
     Row("attention/query/bias", "attn.q_bias", "H K = (H K)"),
     Row("attention/value/bias", "attn.v_bias", "H K = (H K)"),

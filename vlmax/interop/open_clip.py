@@ -13,7 +13,7 @@ from vlmax.errors import InputError
 from vlmax.interop.clip import patch_sizes, side, square
 from vlmax.interop.family import Family, Json, cannot, field, only
 from vlmax.interop.resnet import STAGES, batch_norm, batches_tracked, blocks, conv
-from vlmax.interop.table import LeftOut, Row, linear, norm, under
+from vlmax.interop.table import LeftOut, Row, linear, norm, thirds, under
 from vlmax.interop.tensors import Tensors
 from vlmax.models.encoders.resnet import ModifiedResNet, ResNet
 from vlmax.models.encoders.text import TextEncoder
@@ -24,12 +24,8 @@ from vlmax.systems.clip import CLIP, Softmax
 # D width, H heads, K head width, F feed-forward width, T positions, V vocabulary, E joint space, y x c of a patch.
 LAYER = (
     *norm("attention_norm", "ln_1"),
-    Row("attention/query/kernel", "attn.in_proj_weight", "D H K = (3 H K) D", part=0),
-    Row("attention/key/kernel", "attn.in_proj_weight", "D H K = (3 H K) D", part=1),
-    Row("attention/value/kernel", "attn.in_proj_weight", "D H K = (3 H K) D", part=2),
-    Row("attention/query/bias", "attn.in_proj_bias", "H K = (3 H K)", part=0),
-    Row("attention/key/bias", "attn.in_proj_bias", "H K = (3 H K)", part=1),
-    Row("attention/value/bias", "attn.in_proj_bias", "H K = (3 H K)", part=2),
+    *thirds("kernel", "attn.in_proj_weight", "D H K = (3 H K) D"),
+    *thirds("bias", "attn.in_proj_bias", "H K = (3 H K)"),
     *linear("attention/out", "attn.out_proj", "H K D = D (H K)", "D = D"),
     *norm("mlp_norm", "ln_2"),
     *linear("mlp/up", "mlp.c_fc", "D F = F D", "F = F"),

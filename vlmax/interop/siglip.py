@@ -21,7 +21,7 @@ from vlmax.interop.clip import (
     write_sizes,
 )
 from vlmax.interop.family import IMAGE_FILES, Family, Json, cannot, field, write_pixels
-from vlmax.interop.table import Row, linear, norm, under
+from vlmax.interop.table import Row, linear, norm, thirds, under
 from vlmax.models.encoders.text import TextEncoder
 from vlmax.models.encoders.vit import ViT
 from vlmax.systems.clip import CLIP, Sigmoid
@@ -29,12 +29,8 @@ from vlmax.systems.clip import CLIP, Sigmoid
 # The letters are CLIP's; R of the pooling head's learned query.
 POOL = (
     Row("probe", "probe", "R D = 1 R D"),
-    Row("attention/query/kernel", "attention.in_proj_weight", "D H K = (3 H K) D", part=0),
-    Row("attention/key/kernel", "attention.in_proj_weight", "D H K = (3 H K) D", part=1),
-    Row("attention/value/kernel", "attention.in_proj_weight", "D H K = (3 H K) D", part=2),
-    Row("attention/query/bias", "attention.in_proj_bias", "H K = (3 H K)", part=0),
-    Row("attention/key/bias", "attention.in_proj_bias", "H K = (3 H K)", part=1),
-    Row("attention/value/bias", "attention.in_proj_bias", "H K = (3 H K)", part=2),
+    *thirds("kernel", "attention.in_proj_weight", "D H K = (3 H K) D"),
+    *thirds("bias", "attention.in_proj_bias", "H K = (3 H K)"),
     *linear("attention/out", "attention.out_proj", "H K D = D (H K)", "D = D"),
     *norm("norm", "layernorm"),
     *linear("mlp/up", "mlp.fc1", "D F = F D", "F = F"),

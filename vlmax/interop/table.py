@@ -111,6 +111,12 @@ def linear(own: str, foreign: str, layout: str, bias: str | None = None, **more:
     return (kernel,) if bias is None else (kernel, Row(f"{own}/bias", f"{foreign}.bias", bias, **more))
 
 
+def thirds(leaf: str, foreign: str, layout: str) -> tuple[Row, ...]:
+    """The kernels or biases of queries, keys and values that lie in this order in one tensor."""
+    names = enumerate(("query", "key", "value"))
+    return tuple(Row(f"attention/{name}/{leaf}", foreign, layout, part=part) for part, name in names)
+
+
 def norm(own: str, foreign: str, **more: int) -> tuple[Row, ...]:
     """The scale and the bias of a norm."""
     return (

@@ -22,7 +22,8 @@ google/flan-t5-xl.
     python -m vlmax.train --config experiments/lm_shapes.py:t5
     python -m vlmax.train --config experiments/blip2_stage1.py:tiny
 
-Its scores are those of `blip2_stage2_opt.py:tiny`; captions are written from an empty prefix.
+Its scores are those of `blip2_stage2_opt.py:tiny`; captions are written from an empty prefix. After ten minutes of one
+CPU core: 0.99, 0.96 and, with the image withheld, 0.01, both greedy and by beams of 5.
 """
 
 from vlmax.data.image_prompts import ImagePair
@@ -111,7 +112,8 @@ def tiny() -> Experiment:
     tokenizer = TrainedBpe(ShapesText("train"), vocab_size=512)
     language = T5(width=128, heads=4, vocab=512, depth=3, head_dim=32, mlp=352, context=256, unroll=3)
     encoder = ResNet(stem=16, depths=(1, 1, 1, 1), image=SIZE)
-    captions = {"settings": Generation(max_new_tokens=16), "scores": (TrueWords(),)}
+    likeliest = Generation(max_new_tokens=16, beams=5, length_penalty=0.0)
+    captions = {"settings": likeliest, "scores": (TrueWords(),)}
     prompting, new = Prompting(tokenizer, closed=True), Shapes("train", count=512, size=SIZE, kinds=KINDS, seed=1)
     return Experiment(
         name="blip2_stage2_flant5_tiny",

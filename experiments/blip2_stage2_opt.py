@@ -24,6 +24,9 @@ facebook/opt-2.7b. `opt6_7b` and `vitl` (with OPT-2.7B) are the paper's other mo
 
 Its scores are the share of captions of which every word is true: of new scenes, of scenes with combinations of colour
 and shape that neither image encoder nor language model has seen, and, `blind`, of the first with the image withheld.
+After six minutes of one CPU core: 0.998, 0.93 and 0.00, by beams of 5 without length penalty, the likeliest caption.
+That is mostly one which leaves the background out: this language model has not learned to say a background again, so
+that greedy captions, some of which name one, are true in 0.84 and 0.78 of the cases.
 """
 
 from vlmax.data.image_prompts import ImagePrompt
@@ -112,7 +115,8 @@ def tiny() -> Experiment:
     tokenizer = TrainedBpe(ShapesText("train"), vocab_size=512)
     language = OPT(width=128, heads=4, vocab=512, depth=4, mlp=512, context=256, unroll=4)
     encoder = ResNet(stem=16, depths=(1, 1, 1, 1), image=SIZE)
-    captions = {"settings": Generation(max_new_tokens=16), "scores": (TrueWords(),)}
+    likeliest = Generation(max_new_tokens=16, beams=5, length_penalty=0.0)
+    captions = {"settings": likeliest, "scores": (TrueWords(),)}
     new = Shapes("train", count=512, size=SIZE, kinds=KINDS, seed=1)
     return Experiment(
         name="blip2_stage2_opt_tiny",

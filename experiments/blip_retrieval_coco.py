@@ -118,7 +118,7 @@ def tiny(size: int = 48) -> Experiment:
                 encode=769,
                 dtype="float32",
             ),
-            alignment=Alignment(embed=128, momentum=0.98, queue=1024, ramp_steps=100, floor=0.0),
+            alignment=Alignment(embed=4, momentum=0.98, queue=1024, ramp_steps=100, floor=0.0),
             length=18,
         ),
         data=Data(

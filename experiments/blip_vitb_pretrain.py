@@ -23,9 +23,14 @@ google/vit-large-patch16-224-in21k) and google-bert/bert-base-uncased.
 
     python -m vlmax.train --config experiments/clip_shapes.py
 
-as the paper's begins with one that knows ImageNet. On 512 pictures of combinations of colour and shape that training
-never shows, 0.98 of the captions are true in every word; R@1 is 0.996 both ways by ITC alone and 0.81 and 0.77 after
-re-ranking: ITM, whose negatives are drawn out of 64, does not tell the nearest of 512 apart as well as ITC does.
+as the paper's begins with one that knows ImageNet. Its pictures are groups of equal objects, so that a batch of 128
+holds near neighbours for ITM to learn from, as one of 2,880 does; its joint space is narrow, so that ITC leaves
+something to re-ranking:
+
+| pictures | captions true in every word | R@1, image to text and back, by ITC alone | re-ranked by ITM |
+|---|---|---|---|
+| all 144 of combinations of colour and shape that training never shows | 0.99 | 0.89, 0.93 | 1.00, 1.00 |
+| 900 other scenes of combinations that it does show | | 0.90, 0.91 | 0.99, 1.00 |
 """
 
 import dataclasses
@@ -61,8 +66,7 @@ from vlmax.training.schedules import Cosine, EpochDecay
 VARIANTS = ("base", "vitl", "tiny")
 EPOCH, EPOCHS = 14_000_000, 20
 TOKENIZER = WordPiece("data/bert-base-uncased/vocab.txt", added=("[DEC]", "[ENC]"))
-KINDS: tuple[Kind, ...] = ("single", "group")
-TRAINED: tuple[Kind, ...] = ("single", "single", "single", "group")
+KINDS: tuple[Kind, ...] = ("group",)
 BERT_BASE = "data/bert-base-uncased"
 
 
@@ -133,9 +137,10 @@ def get_config(variant: str = "base") -> Experiment:
 
 def tiny(size: int = 48) -> Experiment:
     """The same code on `shapes`: its captions say all there is to say, so that no wrong pair is a right one."""
-    train, image = Shapes("train", size=size, kinds=TRAINED, captions="full"), ImageTransform(Squash(size))
+    train, image = Shapes("train", size=size, kinds=KINDS, captions="full"), ImageTransform(Squash(size))
     tokenizer = WithTokens(TrainedBpe(ShapesText("train"), vocab_size=768))  # of questions, too: for fine-tunings
-    test = Shapes("test", count=512, size=size, kinds=KINDS, captions="full", distinct=True)
+    test = dataclasses.replace(train, split="test", count=144, distinct=True)  # all that there are
+    seen = dataclasses.replace(train, count=900, seed=1, distinct=True)
     return Experiment(
         name="blip_tiny_pretrain",
         system=BLIP(
@@ -147,24 +152,25 @@ def tiny(size: int = 48) -> Experiment:
                 encode=769,
                 dtype="float32",
             ),
-            alignment=Alignment(embed=128, momentum=0.98, queue=1024, ramp_steps=400),
+            alignment=Alignment(embed=4, momentum=0.98, queue=1024, ramp_steps=300),
             length=18,
         ),
         data=Data(
             sources=(Weighted(train),),
             preprocess=ImageText(image, tokenizer, length=18, group="group"),
-            batch_size=64,
+            batch_size=128,
         ),
         optimizer=Optimizer(
             AdamW(b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.05),
-            Cosine(peak=1e-3, warmup_steps=100),
+            Cosine(peak=1.5e-3, warmup_steps=100),
             clip_norm=1.0,
         ),
-        steps=1600,
+        steps=1200,
         init=(Pretrained("runs/clip_shapes", "image", take="image"),),
         evaluation_image=image,
         evaluations=(
             Reranking(test, captions=1, k_test=32),
+            Reranking(seen, name="seen", captions=1, k_test=32),
             Captioning(
                 test,
                 Prompting(tokenizer, begin="[DEC]"),
